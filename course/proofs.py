@@ -23,78 +23,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from course.pages import ROOT, Fence, fences, name_of
+
 SECONDS_A_PAGE = 120
 PAGES_AT_ONCE = 2
 # Not to be had everywhere (no wheel for macOS): a page that needs one of them is skipped there, and says so.
 MAY_BE_MISSING = ("tensorrt_rtx", "tensorrt")
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Fences: the part of Markdown that the tools of the house have to understand
-# ---------------------------------------------------------------------------------------------------------------------
-
-_OPEN = re.compile(r"^(?P<indent>[ ]*)(?P<mark>`{3,}|~{3,}|:{3,})[ ]*(?P<info>[^`]*?)[ ]*$")
-_DIRECTIVE = re.compile(r"^\{(?P<name>[^}]+)\}[ ]*(?P<argument>.*)$")
-# The bodies of these directives are Markdown again. The body of every other fence is text.
-_CONTAINERS = frozenset(
-    (
-        "dropdown", "note", "tip", "hint", "warning", "caution", "attention", "danger", "error", "important",
-        "seealso", "admonition", "card", "grid", "grid-item", "grid-item-card", "tab-set", "tab-item", "details",
-        "figure", "table", "margin", "sidebar", "glossary", "versionadded", "versionchanged", "deprecated",
-        "epigraph", "topic", "aside",
-    )
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Fence:
-    """One fenced block of a Markdown page that holds text, not Markdown; lines count from 1."""
-
-    name: str  # the directive's name, or '' for plain code
-    argument: str  # the directive's argument, or the language of plain code
-    first: int  # line of the opening mark
-    last: int  # line of the closing mark (or of the last line, where it was never closed)
-    indent: int
-    body: str  # its indent taken off; no newline at the end
-    mark: str
-    closed: bool
-
-
-def fences(text: str) -> Iterator[Fence]:
-    """All text-holding fences of ``text`` in order, those inside dropdowns and other containers included."""
-    lines = text.split("\n")
-    containers: list[str] = []
-    at = 0
-    while at < len(lines):
-        line = lines[at]
-        stripped = line.strip()
-        if containers and stripped and set(stripped) == {containers[-1][0]} and len(stripped) >= len(containers[-1]):
-            containers.pop()
-            at += 1
-            continue
-        found = _OPEN.match(line)
-        # A row of colons without a directive's name is text (or a close mark that closes nothing).
-        if not found or (found["mark"][0] == ":" and not found["info"].startswith("{")):
-            at += 1
-            continue
-        directive = _DIRECTIVE.match(found["info"])
-        name = directive["name"].strip() if directive else ""
-        mark, indent = found["mark"], len(found["indent"])
-        if name in _CONTAINERS:
-            containers.append(mark)
-            at += 1
-            continue
-        close = re.compile(r"^[ ]*" + re.escape(mark[0]) + "{" + str(len(mark)) + r",}[ ]*$")
-        end = next((n for n in range(at + 1, len(lines)) if close.match(lines[n])), None)
-        last = len(lines) - 1 if end is None else end
-        body = [row[indent:] if not row[:indent].strip() else row.lstrip() for row in lines[at + 1 : last]]
-        argument = directive["argument"] if directive else found["info"]
-        yield Fence(name, argument, at + 1, last + 1, indent, "\n".join(body), mark, end is not None)
-        at = last + 1
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Cells
@@ -293,11 +229,6 @@ def _rewrite(text: str, found: list[Cell], printed: list[str]) -> str:
         else:
             lines[cell.fence.last : cell.fence.last] = block
     return "\n".join(lines)
-
-
-def name_of(page: Path) -> str:
-    page = page.resolve()
-    return page.relative_to(ROOT).as_posix() if page.is_relative_to(ROOT) else str(page)
 
 
 def check(page: Path, write: bool = False, seconds: float = SECONDS_A_PAGE) -> Result:
