@@ -11,6 +11,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
+
+class PageError(ValueError):
+    """A page that cannot be read as what it should be."""
+
+
 _OPEN = re.compile(r"^(?P<indent>[ ]*)(?P<mark>`{3,}|~{3,}|:{3,})[ ]*(?P<info>[^`]*?)[ ]*$")
 _DIRECTIVE = re.compile(r"^\{(?P<name>[^}]+)\}[ ]*(?P<argument>.*)$")
 # The bodies of these directives are Markdown again. The body of every other fence is text.
@@ -81,16 +86,16 @@ _FRONT = re.compile(r"\A---[ ]*\n(?P<yaml>.*?)\n---[ ]*(?:\n|\Z)", re.DOTALL)
 
 
 def front_matter(text: str) -> dict:
-    """The YAML between the two ``---`` lines that start a page, or {}; raises ValueError where it is not a mapping."""
+    """The YAML between the two ``---`` lines that start a page, or {}; raises PageError where it is not a mapping."""
     found = _FRONT.match(text)
     if not found:
         return {}
     try:
         data = yaml.safe_load(found["yaml"])
     except yaml.YAMLError as problem:
-        raise ValueError(f"the front matter is not YAML: {problem}") from problem
+        raise PageError(f"the front matter is not YAML: {problem}") from problem
     if not isinstance(data, dict):
-        raise ValueError("the front matter is not a YAML mapping")
+        raise PageError("the front matter is not a YAML mapping")
     return data
 
 
