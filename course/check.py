@@ -62,15 +62,36 @@ class Result:
         rest = f"; {skipped} could not run on this machine" if skipped else ""
         return f"Passed: {self.exercise}, {done} of {run} checks{rest}"
 
+    def groups(self):
+        """The checks for display: (outcome, title, message), the same kind of check and outcome as one, skipped ones last."""
+        merged: dict[tuple, list] = {}
+        for t in sorted(self.tests, key=lambda t: t.outcome == "skipped"):
+            message = t.message if t.outcome != "passed" else ""
+            first_line = message.partition("\n")[0]
+            merged.setdefault((t.outcome, t.title.partition(" [")[0], first_line), []).append(t)
+        seen, groups = {}, []
+        for (outcome, title, first_line), tests in merged.items():
+            message = tests[0].message
+            if outcome in ("failed", "error"):
+                if first_line in seen:
+                    message = f"As above: {first_line}"
+                seen[first_line] = title
+                if len(tests) == 1:
+                    title = tests[0].title
+            groups.append((outcome, title + (f" ({len(tests)} cases)" if len(tests) > 1 else ""), message))
+        return groups
+
     def __str__(self):
         marks = {"passed": "ok  ", "failed": "FAIL", "skipped": "skip", "error": "BUG "}
         lines = [self.headline, ""]
         if self.problem:
             lines += [self.problem, ""]
-        for t in self.tests:
-            lines.append(f"  {marks[t.outcome]}  {t.title}")
-            if t.message and t.outcome != "passed":
-                lines += [f"        {line}" for line in t.message.splitlines()]
+        last = ""
+        for outcome, title, message in self.groups():
+            lines.append(f"  {marks[outcome]}  {title}")
+            if message and outcome != "passed" and not (outcome == "skipped" and message == last):
+                lines += [f"        {line}" for line in message.splitlines()]
+            last = message
         return "\n".join(lines).rstrip()
 
     __repr__ = __str__
@@ -79,10 +100,10 @@ class Result:
         words = {"passed": "passed", "failed": "failed", "skipped": "not run", "error": "grader's fault"}
         colors = {"passed": "#1a7f37", "failed": "#c0182b", "skipped": "#6a6a6a", "error": "#8a4b00"}
         rows = "".join(
-            f"<tr><td style='vertical-align:top;white-space:nowrap;text-align:left'><b style='color:{colors[t.outcome]};"
-            f"background:#fff;padding:0 .3em'>{words[t.outcome]}</b></td><td style='text-align:left'>{html.escape(t.title)}"
-            + (f"<pre style='margin:.3em 0;white-space:pre-wrap'>{html.escape(t.message)}</pre>"
-               if t.message and t.outcome != "passed" else "") + "</td></tr>" for t in self.tests)
+            f"<tr><td style='vertical-align:top;white-space:nowrap;text-align:left'><b style='color:{colors[outcome]};"
+            f"background:#fff;padding:0 .3em'>{words[outcome]}</b></td><td style='text-align:left'>{html.escape(title)}"
+            + (f"<pre style='margin:.3em 0;white-space:pre-wrap'>{html.escape(message)}</pre>"
+               if message and outcome != "passed" else "") + "</td></tr>" for outcome, title, message in self.groups())
         problem = f"<pre style='white-space:pre-wrap'>{html.escape(self.problem)}</pre>" if self.problem else ""
         return f"<p><b>{html.escape(self.headline)}</b></p>{problem}<table>{rows}</table>"
 
@@ -143,42 +164,51 @@ def _run_grader(ex, path, seconds):
         return None, f"The grader ended without a verdict (exit code {process.returncode}).\n{tail}".rstrip()
 
 
-class _Report:
-    """A pytest plugin that collects what `Result` needs."""
+def _report_plugin():
+    import pytest
 
-    def __init__(self):
-        self.tests, self.titles, self.finished = [], {}, False
+    class Report:
+        """A pytest plugin that collects what `Result` needs."""
 
-    def pytest_collection_modifyitems(self, items):
-        for item in items:
-            doc = (item.function.__doc__ or item.name).strip().splitlines()[0].rstrip(".")
-            case = f" [{item.callspec.id}]" if hasattr(item, "callspec") else ""
-            self.titles[item.nodeid] = (item.name, doc + case)
+        def __init__(self):
+            self.tests, self.titles, self.finished = [], {}, False
 
-    def pytest_exception_interact(self, node, call, report):
-        report.course_message, report.course_wrong = str(call.excinfo.value), isinstance(call.excinfo.value, Wrong)
+        def pytest_collection_modifyitems(self, items):
+            for item in items:
+                doc = (item.function.__doc__ or item.name).strip().splitlines()[0].rstrip(".")
+                case = f" [{item.callspec.id}]" if hasattr(item, "callspec") else ""
+                self.titles[item.nodeid] = (item.name, doc + case)
 
-    def pytest_runtest_logreport(self, report):
-        name, title = self.titles[report.nodeid]
-        if report.when == "call" and report.passed:
-            self.tests.append(Test(name, title, "passed", seconds=report.duration))
-        elif report.skipped:
-            self.tests.append(Test(name, title, "skipped", str(report.longrepr[2]).removeprefix("Skipped: ")))
-        elif report.failed:
-            if getattr(report, "course_wrong", False):
-                self.tests.append(Test(name, title, "failed", report.course_message, report.duration))
-            else:
-                self.tests.append(Test(name, title, "error", f"The grader itself failed; please report this.\n{report.longreprtext}"))
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_makereport(self, item, call):
+            report = yield
+            if call.excinfo is not None:
+                report.course_message, report.course_wrong = str(call.excinfo.value), isinstance(call.excinfo.value, Wrong)
+            return report
 
-    def pytest_sessionfinish(self, session):
-        self.finished = len(self.tests) >= session.testscollected > 0
+        def pytest_runtest_logreport(self, report):
+            name, title = self.titles[report.nodeid]
+            if report.when == "call" and report.passed:
+                self.tests.append(Test(name, title, "passed", seconds=report.duration))
+            elif report.skipped:
+                self.tests.append(Test(name, title, "skipped", str(report.longrepr[2]).removeprefix("Skipped: ")))
+            elif report.failed:
+                if getattr(report, "course_wrong", False):
+                    self.tests.append(Test(name, title, "failed", report.course_message, report.duration))
+                else:
+                    self.tests.append(Test(name, title, "error", f"The grader itself failed; please report this.\n{report.longreprtext}"))
+
+        def pytest_sessionfinish(self, session):
+            self.finished = len(self.tests) >= session.testscollected > 0
+
+    return Report()
 
 
 def _grader_main():
     """The child: runs one grader on one file and prints the report as the last line of its standard output."""
     import pytest
     grader, path = sys.argv[1:]
-    report = _Report()
+    report = _report_plugin()
     with contextlib.redirect_stdout(sys.stderr):
         code = pytest.main([grader, "--submission", path, "-q", "-p", "no:cacheprovider", "-p", "no:nbval", "-p", "no:xdist",
                             "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "--tb=short"], plugins=[report])

@@ -1,7 +1,7 @@
 """Values that cross between a grader and the process that runs a submission.
 
-Only plain data crosses: None, bool, int, float, str, bytes, NumPy arrays and scalars without object dtype, and lists,
-tuples and dicts of these. Nothing is pickled, so nothing that a submission sends can run code in the grader.
+Only plain data crosses: None, bool, int, float, str, bytes, NumPy arrays (column order included) and scalars without
+object dtype, and lists, tuples and dicts of these. Nothing is pickled, so nothing that a submission sends can run code in the grader.
 Whatever else a submission returns stays in its process, under a number: an `Opaque` stands for it on this side.
 """
 import json
@@ -41,9 +41,10 @@ def encode(value, keep=None) -> bytes:
         if isinstance(v, Opaque):
             return {"handle": v.handle}
         if isinstance(v, (np.ndarray, np.generic)) and v.dtype.kind in "biufcSU":
-            array = np.ascontiguousarray(v) if np.ndim(v) else np.asarray(v)
             kind = "array" if isinstance(v, np.ndarray) else "scalar"
-            return {kind: blob(array.tobytes()), "dtype": array.dtype.str, "shape": list(array.shape)}
+            columns = np.ndim(v) > 1 and v.flags.f_contiguous and not v.flags.c_contiguous
+            return {kind: blob(np.asarray(v).tobytes("F" if columns else "C")), "dtype": v.dtype.str,
+                    "shape": list(v.shape), "order": "F" if columns else "C"}
         if type(v) in (list, tuple):
             return {type(v).__name__: [pack(item) for item in v]}
         if type(v) is dict:
@@ -83,7 +84,7 @@ def decode(data: bytes, handles=None):
         if "handle" in v:
             return handles[v["handle"]]
         if "array" in v:
-            return np.frombuffer(blobs[v["array"]], np.dtype(v["dtype"])).reshape(v["shape"]).copy()
+            return np.frombuffer(blobs[v["array"]], np.dtype(v["dtype"])).reshape(v["shape"], order=v["order"]).copy("K")
         if "scalar" in v:
             return np.frombuffer(blobs[v["scalar"]], np.dtype(v["dtype"]))[0]
         if "list" in v:

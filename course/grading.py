@@ -111,14 +111,21 @@ class Submission:
     def attempt(self, name, *args, **kwargs):
         """As `call`, but what the submission raises comes out as `Raised`: for tests that expect an error."""
         call = write_call(name, args, kwargs)
-        answer = self._ask("submission", name, args, kwargs, call)
-        if "missing" in answer:
-            raise Wrong(f"Your answer defines no function named {name}.", call=call)
-        return answer["ok"]
+        return self._ask("submission", name, args, kwargs, call)["ok"]
 
     def probe(self, name, *args, **kwargs):
         """Calls a function of the grader's probe in the submission's process."""
-        return self._ask("probe", name, args, kwargs, f"probe {name}")["ok"]
+        try:
+            return self._ask("probe", name, args, kwargs, f"probe {name}")["ok"]
+        except Raised as error:
+            raise RuntimeError(f"the grader's probe {name} failed: {error} {error.where}") from None
+
+    def drive(self, name, *args, **kwargs):
+        """As `probe`, for a function of the probe that calls the submission: an error is the submission's."""
+        try:
+            return self._ask("probe", name, args, kwargs, f"{name}")["ok"]
+        except Raised as error:
+            raise Wrong(f"Your code raised {error.kind}.", call=error.call, got=str(error)) from None
 
     # ---- the process -------------------------------------------------------------------------------------------
 
@@ -126,9 +133,9 @@ class Submission:
         if self.process is None:
             self._start()
         answer = self._exchange({"space": space, "name": name, "args": args, "kwargs": kwargs}, call)
+        if "missing" in answer:
+            raise Wrong(f"Your answer defines no function named {name}.", call=call)
         if "error" in answer:
-            if space == "probe":
-                raise RuntimeError(f"the grader's probe failed: {answer['error']}: {answer['text']} {answer['where']}")
             if answer["error"] in ("SystemExit", "KeyboardInterrupt"):
                 self.close()
                 at = f" (your {answer['where']})" if answer["where"] else ""

@@ -1,0 +1,61 @@
+"""Every exercise: the reference and other right answers pass, the stub and every wrong answer fail for their own reason."""
+import ast
+import re
+
+import pytest
+
+from course.check import grade
+from course.exercises import Exercise, gpu_problem, names
+
+
+def cases(kind):
+    return [pytest.param(name, path, id=f"{name}:{path.stem}") for name in names() for path in Exercise(name).answers(kind)]
+
+
+def promise(path):
+    """What a wrong answer's docstring promises: (test that fails, words of its message)."""
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    found = dict(re.findall(r"^(fails|says): *(.+)$", doc, re.MULTILINE))
+    assert found.keys() == {"fails", "says"}, f"{path}: its docstring needs the lines 'fails: <test>' and 'says: <words of the message>'"
+    return found["fails"], found["says"]
+
+
+@pytest.mark.parametrize("name", names())
+def test_reference_passes(name):
+    result = grade(name, Exercise(name).reference())
+    assert result.passed, result
+
+
+@pytest.mark.parametrize("name", names())
+def test_stub_fails_for_being_unfinished(name):
+    result = grade(name, Exercise(name).stub())
+    assert not result.problem and not result.passed, result
+    assert any("is not written yet" in t.message for t in result.failures), result
+    assert not any(re.search(r"ImportError|ModuleNotFoundError|SyntaxError", t.message) for t in result.tests), result
+
+
+@pytest.mark.parametrize("name, path", cases("right"))
+def test_other_right_answers_pass(name, path):
+    result = grade(name, path.read_text(encoding="utf-8"))
+    assert result.passed, result
+
+
+@pytest.mark.parametrize("name, path", cases("wrong"))
+def test_wrong_answers_are_rejected_for_their_own_reason(name, path):
+    test, words = promise(path)
+    if "_gpu_" in test and gpu_problem("tensorrt" if "tensorrt" in name else "onnxruntime"):
+        pytest.skip(f"not run here: {test} needs a GPU")
+    result = grade(name, path.read_text(encoding="utf-8"))
+    assert not result.passed, f"{path} was accepted:\n{result}"
+    messages = [t.message for t in result.failures if t.name.partition("[")[0] == test]
+    assert messages, f"{test} should have failed:\n{result}"
+    assert any(words in m for m in messages), f"no message of {test} says {words!r}:\n{result}"
+
+
+@pytest.mark.parametrize("name", names())
+def test_there_are_enough_answers(name):
+    exercise = Exercise(name)
+    on_a_cpu = [p for p in exercise.answers("wrong") if "_gpu_" not in promise(p)[0]]
+    assert len(on_a_cpu) >= 6, f"{name}: {len(on_a_cpu)} wrong answers that a CPU can reject, and at least 6 are needed"
+    assert len(exercise.answers("right")) >= 2
+    assert len({promise(p) for p in exercise.answers("wrong")}) >= 6, "the wrong answers are wrong for the same reasons"
