@@ -25,7 +25,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from course.pages import ROOT, Fence, fences, name_of
+from course import ROOT
+from course.pages import Fence, fences, name_of
 
 SECONDS_A_PAGE = 120
 PAGES_AT_ONCE = 2
