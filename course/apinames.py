@@ -129,6 +129,8 @@ def parse_range(text: str) -> Range | None:
         if found["only"] == RTX:
             return Range(text, "only", rtx=True)
         return Range(text, "only", _SPOKEN[found["only"]][0], _SPOKEN[found["only"]][-1], rtx)
+    if found["until"] in _SPOKEN and _SPOKEN[found["until"]][-1] == RELEASES[-1]:
+        return None  # what ends with the last release known has not ended
     if RTX in (found["since"], found["until"]) or not (found["since"] or found["until"]):
         return None
     first = _SPOKEN[found["since"]][0] if found["since"] else ""
@@ -144,8 +146,9 @@ def suggest(present: Iterable[str]) -> str:
     if present == {RTX}:
         return "only RTX"
     candidates = [ALL.text]
-    candidates += [f"{word} {r}" for word in ("only", "until", "since") for r in RELEASES]
-    candidates += [f"since {a} until {b}" for n, a in enumerate(RELEASES) for b in RELEASES[n:]]
+    candidates += [f"{word} {r}" for word in ("only", "since") for r in RELEASES]
+    candidates += [f"since {a} until {b}" for n, a in enumerate(RELEASES[1:], 1) for b in RELEASES[n:]]
+    candidates += [f"until {r}" for r in RELEASES]
     for text in candidates:
         claim = ALL if text == ALL.text else parse_range(text)
         if claim and claim.holds(present):
@@ -579,7 +582,7 @@ def check_code(where: str, code: str, first: int = 0, names: Names | None = None
         line = first + (problem.lineno or 1)
         return [f"{where}:{line}: not Python ({problem.msg}), so no name in it is proved; mend it, or fence it as text"]
     uses = _Code(names if names is not None else Names()).read(tree)
-    together: list[Use] = []
+    together: dict[tuple[int, Range], list[Use]] = {}  # the names under one comment: they hold where all of them exist
     for use in dict.fromkeys(uses):
         text = lines[use.line - 1]
         claim, unread = comment_range(text) if use.line > header else (None, "")
@@ -588,30 +591,33 @@ def check_code(where: str, code: str, first: int = 0, names: Names | None = None
         placed = dataclasses.replace(use, line=use.line + first)
         if use.family in ("trt", "rtx", "both"):
             if claim:
-                errors.append(judge(where, dataclasses.replace(placed, family="trt"), claim))
+                together.setdefault((placed.line, claim), []).append(placed)
                 continue
             if block:
-                together.append(placed)
+                together.setdefault((first + 1, block), []).append(placed)
                 if use.family == "trt":
                     continue
                 placed = dataclasses.replace(placed, family="rtx")
         elif block and block.kind == "never":
             continue
         errors.append(judge(where, placed, None))
-    if block and together:
+    for (line, range_), under in together.items():
         present = set(RELEASES) | {RTX}
-        for use in together:
+        for use in under:
             present &= set(releases_with(use.name))
-        if not block.holds(present):
-            lacking = {r: [u.written for u in together if not has(r, u.name)] for r in RELEASES}
-            detail = "; ".join(f"{r} lacks {', '.join(dict.fromkeys(w))}" for r, w in lacking.items() if w) or "none lacks any"
-            errors.append(
-                f"{where}:{first + 1}: the block claims '# TensorRT {block.text}', but its names all exist in "
-                f"{_listed(r for r in (*RELEASES, RTX) if r in present)} ({detail}); correct the comment or the names"
-            )
-    elif block and block.kind != "never":
-        errors.append(f"{where}:{first + 1}: the block claims '# TensorRT {block.text}', but names nothing of trt.; remove it")
+        if not range_.holds(present):
+            errors.append(_comment_error(where, line, range_, present, under))
+    if block and block.kind != "never" and (first + 1, block) not in together:
+        errors.append(f"{where}:{first + 1}: '# TensorRT {block.text}' stands over no name of trt.; remove it")
     return [error for error in errors if error]
+
+
+def _comment_error(where: str, line: int, claim: Range, present: set[str], under: list[Use]) -> str:
+    names = ", ".join(dict.fromkeys(use.written for use in under))
+    exist = _listed(release for release in (*RELEASES, RTX) if release in present)
+    true = suggest(present)
+    fix = f"write '# TensorRT {true}'" if true else "remove it" if ALL.holds(present) else "correct it or the names"
+    return f"{where}:{line}: '# TensorRT {claim.text}' stands over {names}: together they exist in {exist}; {fix}"
 
 
 def _unread(where: str, line: int, words: str) -> str:
