@@ -2,8 +2,8 @@
 
 Names of TensorRT (``trt.``, ``tensorrt.``, ``tensorrt_rtx.``) are held to ``inventories/``: every public Python name of
 five releases. Names of ONNX Runtime (``ort.``, ``onnxruntime.``) and ONNX (``onnx.``) are looked up in the installed,
-pinned packages. What is read: inline code, ``{api}`` roles and Python fences of book/, README.md and CONTRIBUTING.md, the
-sources in solutions/ and the graders in tests/. STYLE.md, "API names", says how to write a name and its range.
+pinned packages. What is read: inline code, ``{api}`` roles and Python fences of book/, README.md and CONTRIBUTING.md; quizzes/
+but the wrong choices; the sources in solutions/; the graders and right answers in tests/. STYLE.md, "API names", says how to write a name and its range.
 
     python -m course.apinames        print every name that does not hold, as path:line: name: claim, fact, what to do
 
@@ -23,6 +23,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+
+import yaml
 
 from course import ROOT
 from course.pages import fences, name_of, prose, spans
@@ -646,6 +648,36 @@ def check_page(where: str, text: str) -> list[str]:
     return sorted(errors, key=_place)
 
 
+def check_quiz(where: str, text: str) -> list[str]:
+    """A quiz: everything but the text of wrong choices, which may name what does not exist."""
+    lines = [""] * (text.count("\n") + 2)
+
+    def take(node: yaml.Node) -> None:
+        for line in range(node.start_mark.line, node.end_mark.line + 1):
+            last = node.end_mark.column if line == node.end_mark.line else None
+            first = node.start_mark.column if line == node.start_mark.line else None
+            lines[line] += text_lines[line][first:last] + " "
+
+    def walk(node: yaml.Node) -> None:
+        if isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                walk(item)
+        elif isinstance(node, yaml.MappingNode):
+            keys = {key.value: value for key, value in node.value}
+            right = "correct" in keys and keys["correct"].value == "true"
+            for key, value in node.value:
+                if not (key.value == "text" and "why" in keys and not right):
+                    walk(value)
+        elif isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str":
+            take(node)
+
+    text_lines = [*text.split("\n"), ""]
+    top = yaml.compose(text)
+    if top is not None:
+        walk(top)
+    return check_page(where, "\n".join(lines))
+
+
 _CELL = re.compile(r"^# %%(?P<rest>.*)$")
 
 
@@ -675,16 +707,20 @@ def files(root: Path = ROOT) -> list[Path]:
     found += sorted((root / "solutions").rglob("*.py"))
     found += sorted(path for path in (root / "tests").glob("[0-9]*/*.py"))
     found += sorted((root / "tests").glob("[0-9]*/right/*.py"))
+    found += sorted((root / "quizzes").glob("*.yml"))
     return [path for path in found if "_build" not in path.parts]
+
+
+_CHECKS = {".md": check_page, ".py": check_source, ".yml": check_quiz}
+
+
+def check_file(path: Path, root: Path = ROOT) -> list[str]:
+    return _CHECKS[path.suffix](name_of(path, root), path.read_text(encoding="utf-8"))
 
 
 def check(root: Path = ROOT) -> list[str]:
     """Every name that does not hold."""
-    errors: list[str] = []
-    for path in files(root):
-        text, where = path.read_text(encoding="utf-8"), name_of(path, root)
-        errors += check_page(where, text) if path.suffix == ".md" else check_source(where, text)
-    return errors
+    return [error for path in files(root) for error in check_file(path, root)]
 
 
 def main() -> int:

@@ -12,8 +12,7 @@ from course.pages import name_of
 
 @pytest.mark.parametrize("path", apinames.files(), ids=name_of)
 def test_file(path: Path) -> None:
-    text, where = path.read_text(encoding="utf-8"), name_of(path)
-    errors = apinames.check_page(where, text) if path.suffix == ".md" else apinames.check_source(where, text)
+    errors = apinames.check_file(path)
     assert not errors, "\n".join(errors)
 
 
@@ -219,6 +218,27 @@ def test_a_source_is_code_and_prose() -> None:
         "x.py:2 trt.Nope",
         "x.py:4 trt.Nada",
         "x.py:9 trt.Nil",
+    ]
+
+
+def test_a_quiz_may_be_wrong_only_in_its_wrong_choices() -> None:
+    quiz = """items:
+  - stem: What does `trt.Stem` do?
+    choices:
+      - text: "`trt.Wrong` runs"
+        why: No `trt.Why`.
+      - text: "`trt.Right` runs"
+        correct: true
+        why: |
+          It does.
+          See `trt.Block`.
+"""
+    said = apinames.check_quiz("q.yml", quiz)
+    assert [":".join(error.split(": ")[:2]) for error in said] == [
+        "q.yml:2:trt.Stem",
+        "q.yml:5:trt.Why",
+        "q.yml:6:trt.Right",
+        "q.yml:10:trt.Block",
     ]
 
 
