@@ -509,6 +509,11 @@ def links_resolve(tree: Tree) -> Iterator[str]:
     for path, lines in tree.prose.items():
         where = tree.name(path)
         for n, line in enumerate(lines, 1):
+            if figure := _FIGURE.match(line):
+                yield from _link(tree, path, n, figure["target"])
+                options = "\n".join(lines[n : n + 8]).split("\n\n")[0]
+                if not re.search(r"^\s*:alt:\s*\S", options, re.MULTILINE):
+                    yield f"{where}:{n}: the figure has no :alt:; say what it shows"
             for link in _LINK.finditer(_without_code(line)):
                 target = link["target"].strip("<>")
                 if re.match(r"[a-z][a-z0-9+.-]*:", target) or not target:
@@ -526,12 +531,15 @@ def links_resolve(tree: Tree) -> Iterator[str]:
                         yield f"{where}:{n}: there is no {target}; correct the {{{span.role}}}"
         for fence in fences(tree.texts[path]):
             targets = re.findall(r"^:file:\s*(\S+)", fence.body, re.MULTILINE) if fence.name in ("raw", "csv-table") else []
-            if fence.name in ("image", "figure", "include", "literalinclude"):
+            if fence.name in ("image", "include", "literalinclude"):
                 targets.append(fence.argument.strip())
-                if fence.name in ("image", "figure") and not re.search(r"^:alt:\s*\S", fence.body, re.MULTILINE):
-                    yield f"{where}:{fence.first}: the {fence.name} has no :alt:; say what it shows"
+                if fence.name == "image" and not re.search(r"^:alt:\s*\S", fence.body, re.MULTILINE):
+                    yield f"{where}:{fence.first}: the image has no :alt:; say what it shows"
             for target in targets:
                 yield from _link(tree, path, fence.first, target)
+
+
+_FIGURE = re.compile(r"^\s*[`:]{3,}\{figure\}[ ]*(?P<target>\S+)\s*$")
 
 
 def _link(tree: Tree, path: Path, line: int, target: str) -> Iterator[str]:
