@@ -322,7 +322,7 @@ def _page_errors(item: dict, chapter: str, book: Path) -> Iterator[tuple[tuple, 
     page = Item(0, "", 0, item, ()).page(chapter)
     if not (book / f"{page}.md").is_file():
         there = [p.relative_to(book).with_suffix("").as_posix() for p in book.glob("*/questions/*.md")]
-        near = difflib.get_close_matches(page, there, 1)
+        near = difflib.get_close_matches(page, there, 1, 0.75)
         yield ("question",), f"there is no page book/{page}.md" + (f": did you mean {near[0]}?" if near else "")
 
 
