@@ -288,7 +288,8 @@ for options in ({}, {"use_tf32": "0"}):
 # - Every `run` pays for the call, the checks and the hand-over of arrays. One run for n images pays once. A dynamic batch
 #   has its price as well: memory grows with n, so a server puts a ceiling on it.
 # - A fixed batch of 8 computes 8 rows for 1 image. Padding is work thrown away, and with n = 9 it is 7 rows of 16.
-# - `run([name], …)` computes and returns only the output you name. `run(None, …)` returns all of them.
+# - `run([name], …)` returns only the output you name, `run(None, …)` all of them. By default every node runs in both cases:
+#   `only_execute_path_to_fetches` of `ort.RunOptions` is `False`.
 # - `astype` copies the images once, as float32 four times their size in uint8. Put the cast and the division into
 #   the model to send uint8 instead: it matters on a GPU, where the bytes cross the bus.
 
@@ -310,8 +311,8 @@ for part in session.get_provider_graph_assignment_info():
     print(part.ep_name, [node.op_type for node in part.get_nodes()])
 
 # %% [markdown] tags=["answer"]
-# **Can a session lose its provider after it was opened?** Yes. If a run fails inside a provider, `InferenceSession.run` in Python
-# builds the session again on the fall-back providers, prints that, and runs there. `session.disable_fallback()` turns
+# **Can a session lose its provider after it was opened?** Yes. If a run fails with the status `EP_FAIL`, `InferenceSession.run` in
+# Python builds the session again on the fall-back providers, prints that, and runs there. `session.disable_fallback()` turns
 # this off. It does not change what happened when the session was opened: for that, look at `get_providers()`.
 #
 # **GPU and CPU give different probabilities. Is one of them wrong?** Both sum float32 products, in another order. The CUDA
