@@ -5,6 +5,7 @@
 - ``{api}`NAME (until 10.16)` ``: a name that not every release has (``course.apinames`` proves the range)
 - ``{measured}`runid:results.p50|.2f` ``: a number of a recorded run; ``{run} <id>``: the box of that run
 - ``{question-list} <chapter>``: the questions of a chapter, from their front matter
+- ``bibtex_default_style: as_written`` for titles as the source writes them
 
 Pages are rebuilt when a file that they show changes; the extension reads and writes in parallel.
 """
@@ -249,7 +250,7 @@ class RunBox(SphinxDirective):
         versions = {"Python": system.get("python"), **(system.get("packages") or {})}
         field("Versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version))
         if system.get("clocks"):
-            field("Clocks", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in system["clocks"].items()))
+            field("Clocks", ", ".join(f"{k} {v}" for k, v in system["clocks"].items()))
         field("Date", str(record.get("date", "")).replace("T", " ")[:16] + " UTC")
         command, commit = str(record.get("command", "")), str(record.get("commit", ""))[:12]
         field("Command", nodes.literal(command, command))
@@ -369,6 +370,20 @@ def _settle_footnotes(app: Sphinx, config: Config) -> None:
     config.myst_footnote_transition = False
 
 
+def _register_reference_style() -> None:
+    """``bibtex_default_style: as_written``: like plain, which would write "TensorRT" in a title as "tensorrt"."""
+    from pybtex.plugin import register_plugin
+    from pybtex.style.formatting.plain import Style
+    from pybtex.style.template import field, sentence
+
+    class AsWritten(Style):
+        def format_title(self, e: Any, which_field: str, as_sentence: bool = True) -> Any:
+            title = field(which_field)
+            return sentence[title] if as_sentence else title
+
+    register_plugin("pybtex.style.formatting", "as_written", AsWritten, force=True)
+
+
 def _copy_style(app: Sphinx) -> None:
     if app.builder.format == "html":
         static = Path(app.outdir) / "_static"
@@ -377,6 +392,7 @@ def _copy_style(app: Sphinx) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    _register_reference_style()
     app.add_directive("proof", Proof)
     app.add_directive("output", Output)
     app.add_directive("run", RunBox)
