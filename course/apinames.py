@@ -27,7 +27,7 @@ from types import ModuleType
 import yaml
 
 from course import ROOT
-from course.pages import fences, name_of, prose, spans
+from course.pages import fences, name_of, prose, spans, without_code
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Releases of TensorRT
@@ -232,7 +232,7 @@ _ROOTS = {
 _WRITTEN = re.compile(
     r"(?<![\w./\\-])(?P<root>trt|tensorrt_rtx|tensorrt|ort|onnxruntime|onnx)\.(?P<rest>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?P<star>\.?\*)?"
 )
-_FILE_ENDINGS = frozenset(("proto", "proto3", "md", "py", "so", "dll", "whl", "data", "org"))
+_FILE_ENDINGS = frozenset(("proto", "proto3", "md", "py", "so", "dll", "whl", "data", "org", "json", "txt", "bin", "onnx", "plan", "engine", "yml", "yaml"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,10 +327,23 @@ def check_prose(where: str, text: str) -> list[str]:
                         errors.append(f"{where}:{number}: {use.written}*: a pattern proves nothing; write the names in full")
                     else:
                         errors.append(judge(where, use, None))
+                errors += [judge(where, use, None) for use in _members(span.text, number)]
                 bare = _bare(span.text)
                 if bare:
                     errors.append(f"{where}:{number}: {bare}: write it as `trt.{bare}`, so that its releases are proved")
+        for found in re.finditer(r"(?<![\w./-])(?:trt|ort)\.[A-Za-z_]\w*", without_code(line)):
+            errors.append(f"{where}:{number}: {found[0]}: not written as code, so nothing proves it; put it in backticks")
     return [error for error in errors if error]
+
+
+def _members(text: str, line: int) -> Iterator[Use]:
+    """`engine.num_bindings`: a member of what such a variable holds everywhere in this course."""
+    for found in re.finditer(r"(?<![\w.])(?P<variable>[a-z]+)\.(?P<member>[A-Za-z_]\w*)(?P<call>\()?", text):
+        variable, member = found["variable"], found["member"]
+        if variable in _TRT_VARIABLES and member not in _FILE_ENDINGS:
+            yield Use("trt", f"{_TRT_VARIABLES[variable]}.{member}", line, f"{variable}.{member}")
+        elif variable in ("session", "sess") and found["call"]:  # without a call it may be a configuration entry
+            yield Use("onnxruntime", f"InferenceSession.{member}", line, f"{variable}.{member}")
 
 
 _API = re.compile(r"(?P<name>\S+)\s+\((?P<range>[^()]+)\)")

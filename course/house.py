@@ -13,14 +13,14 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from course import ROOT, runs
-from course.pages import PageError, fences, front_matter, name_of, prose, spans
+from course.pages import PageError, fences, front_matter, name_of, prose, spans, without_code
 from course.proofs import imports
 
 PARTS = ("In 30 seconds", "In depth", "Prove it", "Follow-ups", "What a weak answer says", "Rubric", "Sources")
@@ -88,14 +88,6 @@ def markdown_cells(source: str) -> str:
 def _line_of(text: str, what: str, default: int = 1) -> int:
     at = text.find(what)
     return default if at < 0 else text.count("\n", 0, at) + 1
-
-
-def _without_code(line: str, keep: Iterable[str] = ()) -> str:
-    """A line of prose with inline code and roles (but those in ``keep``) blanked to the same length."""
-    for span in reversed(list(spans(line))):
-        if span.role not in keep:
-            line = line[: span.start] + " " * (span.end - span.start) + line[span.end :]
-    return line
 
 
 RULES: dict[str, Callable[[Tree], list[str]]] = {}
@@ -514,7 +506,7 @@ def links_resolve(tree: Tree) -> Iterator[str]:
                 options = "\n".join(lines[n : n + 8]).split("\n\n")[0]
                 if not re.search(r"^\s*:alt:\s*\S", options, re.MULTILINE):
                     yield f"{where}:{n}: the figure has no :alt:; say what it shows"
-            for link in _LINK.finditer(_without_code(line)):
+            for link in _LINK.finditer(without_code(line)):
                 target = link["target"].strip("<>")
                 if re.match(r"[a-z][a-z0-9+.-]*:", target) or not target:
                     continue
@@ -563,7 +555,7 @@ def no_external_links(tree: Tree) -> Iterator[str]:
     shown |= {path: tree.read(path).split("\n") for path in sorted((tree.root / "quizzes").glob("*.y*ml"))}
     for path, lines in shown.items():
         for n, line in enumerate(lines, 1):
-            for found in _EXTERNAL.finditer(_without_code(line)):
+            for found in _EXTERNAL.finditer(without_code(line)):
                 if not _ALLOWED_HOSTS.match(found["host"]):
                     yield f"{tree.name(path)}:{n}: a link to {found['host']}; put the source in a .bib file and cite it with {{footcite}}"
 
@@ -647,7 +639,7 @@ def numbers_have_a_source(tree: Tree) -> Iterator[str]:
         for n, block in _blocks(lines):
             if block.startswith("#") or any(s.role.startswith(("measured", "footcite")) for s in spans(block)):
                 continue
-            text = _QUOTED.sub("", _without_code(block)).replace("In 30 seconds", "")
+            text = _QUOTED.sub("", without_code(block)).replace("In 30 seconds", "")
             for found in _MEASURED.finditer(text):
                 what = found[0].strip()
                 yield f"{tree.name(path)}:{n}: {what!r} has no run and no source beside it; use {{measured}}, or cite it with {{footcite}}"
@@ -756,7 +748,7 @@ def no_exclamations(tree: Tree) -> Iterator[str]:
     """No exclamation marks in the book's prose."""
     for path in tree.book:
         for n, line in enumerate(tree.prose[path], 1):
-            if re.search(r"\w[)\"”*]*!(?:[\s\"”)*]|$)", _without_code(line)):
+            if re.search(r"\w[)\"”*]*!(?:[\s\"”)*]|$)", without_code(line)):
                 yield f"{tree.name(path)}:{n}: an exclamation mark; end the sentence with a full stop"
 
 

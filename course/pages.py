@@ -133,3 +133,10 @@ def spans(line: str, number: int = 0) -> Iterator[Span]:
         role = _ROLE.search(line[: found.start()])
         start = role.start() if role else found.start()
         yield Span(role["role"] if role else "", found["text"].strip(), number, start, found.end())
+
+
+def without_code(line: str) -> str:
+    """A line of prose with its inline code and roles blanked, every other column where it was."""
+    for span in reversed(list(spans(line))):
+        line = line[: span.start] + " " * (span.end - span.start) + line[span.end :]
+    return line

@@ -111,7 +111,8 @@ def test_a_suggested_range_holds() -> None:
         "`onnx.ModelProto.graph`, `onnx.helper.make_model`, `onnx.reference.ReferenceEvaluator`.",
         "{api}`ort.InferenceSession.fit (never)`.",
         "`model.onnx`, `torch.onnx.export`, `onnx.proto`, `tests/ort.py`.",
-        "trt.NotInCode is a sentence.",
+        "`config.json`, `engine.plan`, `context.execute_async_v3(stream)`, `session.run(None, {})`.",
+        "`session.intra_op.allow_spinning` is an entry. The file is for ort. Then more.",
     ],
 )
 def test_right_prose_passes(line: str) -> None:
@@ -131,6 +132,11 @@ def test_right_prose_passes(line: str) -> None:
         ("{api}`trt.Builder`", "no range", "until, since, only or never"),
         ("{api}`trt.Builder (soon)`", "cannot read the range", "until, since, only or never"),
         ("{api}`Builder (never)`", "not a name from trt.", "{api}`trt.Name"),
+        ("`engine.num_bindings`", "trt.ICudaEngine.num_bindings", "(only 8.6)"),
+        ("`config.max_workspace_size = 1`", "trt.IBuilderConfig.max_workspace_size", "(only 8.6)"),
+        ("`context.execute_v9()`", "no release", "look its name up"),
+        ("`session.fit(x)`", "no such name", "(never)"),
+        ("Call trt.Builder then", "not written as code", "backticks"),
         ("`trt.IInt8*`", "pattern proves nothing", "in full"),
         ("`IBuilderConfig.set_flag`", "write it as", "`trt.IBuilderConfig.set_flag`"),
         ("`INetworkDefinition`", "write it as", "`trt.INetworkDefinition`"),
