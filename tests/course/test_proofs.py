@@ -19,6 +19,10 @@ def test_page(page: Path) -> None:
     assert result.cells
 
 
+def test_the_book_has_proofs() -> None:
+    assert proofs.pages()
+
+
 def write(tmp_path: Path, *blocks: str) -> Path:
     page = tmp_path / "page.md"
     page.write_text("# Page\n\n" + "\n".join(blocks) + "\n", encoding="utf-8")
