@@ -340,6 +340,9 @@ def _repeated_ids(entries: list) -> Iterator[tuple[tuple, str]]:
 # HTML
 # ---------------------------------------------------------------------------------------------------------------------
 
+# JupyterLab's command mode takes Enter, the arrows and single letters for itself in an output too, unless the very element
+# that has the focus says no.
+_OWN_KEYS = ' data-lm-suppress-shortcuts="true"'
 _API = re.compile(r"\{api\}`([^`(]+?)\s*(?:\(([^`)]*)\))?`")
 
 
@@ -385,10 +388,10 @@ def _item_html(item: Item, prefix: str, position: int, total: int, link: str) ->
 <fieldset>
 <legend><span class="icq-number">Question {position} of {total}</span> <span class="icq-stem">{inline(data["stem"])}</span></legend>
 {body}
-<div class="icq-buttons"><button type="button" class="icq-check">Check</button>\
-<button type="button" class="icq-again" hidden>Try again</button></div>
+<div class="icq-buttons"><button type="button" class="icq-check"{_OWN_KEYS}>Check</button>\
+<button type="button" class="icq-again"{_OWN_KEYS} hidden>Try again</button></div>
 <div class="icq-result" id="{own}-result" role="status" aria-live="polite"></div>
-<details class="icq-key"><summary>Answer and reasons</summary>{key}</details>
+<details class="icq-key"><summary{_OWN_KEYS}>Answer and reasons</summary>{key}</details>
 {more}
 </fieldset>
 </div>"""
@@ -401,7 +404,7 @@ def _choices_html(data: dict, own: str) -> tuple[str, str]:
         correct, text = choice.get("correct", False), inline(choice["text"])
         rows.append(
             f'<li class="icq-choice"><label><input type="{"radio" if single else "checkbox"}" name="{own}" value="{i}" '
-            f'id="{own}-{i}" autocomplete="off"><span class="icq-text">{text}</span></label></li>'
+            f'id="{own}-{i}" autocomplete="off"{_OWN_KEYS}><span class="icq-text">{text}</span></label></li>'
         )
         reasons.append(
             f'<li data-choice="{i}" data-correct="{str(correct).lower()}"><strong>{"Right" if correct else "Wrong"}:</strong> '
@@ -420,7 +423,7 @@ def _numeric_html(data: dict, own: str) -> tuple[str, str]:
     body = (
         f'<p class="icq-hint" id="{own}-hint">{hint}</p>\n<div class="icq-entry"><label for="{own}-0">Your answer</label>'
         f'<input type="text" inputmode="decimal" id="{own}-0" name="{own}" autocomplete="off" autocapitalize="off" '
-        f'spellcheck="false" aria-describedby="{own}-hint {own}-result">'
+        f'spellcheck="false" aria-describedby="{own}-hint {own}-result"{_OWN_KEYS}>'
         + (f'<span class="icq-unit" aria-hidden="true">{html.escape(unit)}</span>' if unit else "")
         + "</div>"
     )
@@ -449,12 +452,11 @@ def bank_html(bank: Bank, prefix: str, link: Callable[[Item], str]) -> str:
         else:
             position += 1
             parts.append(_item_html(item, prefix, position, len(good), link(item)))
-    # JupyterLab takes Enter, the arrows and single letters for itself in an output, but not below this attribute.
     return f"""<div class="icq" id="{prefix}" data-quiz="{html.escape(bank.chapter)}" role="group" \
-aria-label="Quiz {html.escape(bank.chapter)}" data-lm-suppress-shortcuts="true">
+aria-label="Quiz {html.escape(bank.chapter)}">
 {"".join(parts)}
 <div class="icq-footer" hidden><p class="icq-score"></p><p class="icq-note"></p>\
-<div class="icq-buttons"><button type="button" class="icq-restart">Start over</button></div></div>
+<div class="icq-buttons"><button type="button" class="icq-restart"{_OWN_KEYS}>Start over</button></div></div>
 </div>"""
 
 
@@ -504,7 +506,7 @@ def _file_link(page: str, start: Path) -> str:
         href = Path(os.path.relpath(path, start)).as_posix()
     except (OSError, ValueError):  # no such page; another drive
         return f"<code>book/{html.escape(page)}.md</code>"
-    return f'<a href="{html.escape(href)}">{inline(title[1]) if title else html.escape(page)}</a>'
+    return f'<a href="{html.escape(href)}"{_OWN_KEYS}>{inline(title[1]) if title else html.escape(page)}</a>'
 
 
 def preview_html(banks: list[Bank], start: Path) -> str:
