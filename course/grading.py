@@ -31,6 +31,7 @@ from course.codec import Opaque, decode, encode
 
 OUTPUT_KEPT = 20_000      # characters of what a submission prints that are kept
 POLL_SECONDS = 0.02       # how often its memory is read
+HANGS_ALLOWED = 2         # calls that do not return, after which no more are made
 
 
 class Wrong(AssertionError):
@@ -91,7 +92,7 @@ class Submission:
         self.path, self.probe_path = Path(path).resolve(), probe and Path(probe).resolve()
         self.call_seconds, self.memory_gib = call_seconds, memory_gib
         self.process = self.connection = None
-        self.printed = ""
+        self.printed, self.hangs = "", 0
 
     # ---- what graders call -------------------------------------------------------------------------------------
 
@@ -130,9 +131,13 @@ class Submission:
     # ---- the process -------------------------------------------------------------------------------------------
 
     def _ask(self, space, name, args, kwargs, call):
+        if self.hangs >= HANGS_ALLOWED:
+            raise Wrong(f"Not tried: your code did not return from {self.hangs} earlier calls.", call=call)
         if self.process is None:
             self._start()
         answer = self._exchange({"space": space, "name": name, "args": args, "kwargs": kwargs}, call)
+        if "lost" in answer:
+            raise Wrong("Not tried: what an earlier call of yours returned was lost when your code's process ended.", call=call)
         if "missing" in answer:
             raise Wrong(f"Your answer defines no function named {name}.", call=call)
         if "error" in answer:
@@ -160,15 +165,12 @@ class Submission:
             self.process.stdin.write(json.dumps(start).encode() + b"\n")
             self.process.stdin.flush()
             self.connection = listener.accept()
-        self.killed_for = None
+        self.killed_for, self.started = None, getattr(self, "started", 0) + 1
         threading.Thread(target=self._drain, args=(self.process,), daemon=True).start()
         threading.Thread(target=self._watch_memory, args=(self.process,), daemon=True).start()
         if self.probe_path:
             self.probe(None)
-        try:
-            answer = self._exchange({"space": "submission", "name": None, "args": (), "kwargs": {}}, "import of your answer")
-        except Wrong:
-            raise
+        answer = self._exchange({"space": "submission", "name": None, "args": (), "kwargs": {}}, "import of your answer")
         if "error" in answer:
             self.close()
             hint = ""
@@ -188,6 +190,7 @@ class Submission:
                 if self.killed_for:
                     raise EOFError
                 if time.monotonic() > deadline:
+                    self.hangs += 1
                     self.close()
                     raise Wrong(f"Your code did not return within {self.call_seconds:g} s and was stopped.", call=call)
             return decode(self.connection.recv_bytes())

@@ -59,8 +59,8 @@ def describe(name):
     gpu, driver, capability, memory = smi("name", "driver_version", "compute_cap", "memory.total")
     sm, mem, sm_max, mem_max, limit = smi("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
     return {
-        "id": name, "gpu": gpu, "driver": driver, "cuda": cuda_version(), "compute_capability": capability,
-        "gpu_memory_mib": memory and int(memory), "cpu": processor(), "cores": os.cpu_count(),
+        "id": name, "gpu": gpu and f"{gpu}, {memory} MiB", "driver": driver, "cuda": cuda_version(), "compute_capability": capability,
+        "cpu": f"{processor()}, {os.cpu_count()} cores",
         "os": platform.platform(), "python": platform.python_version(),
         "packages": {p: v for p in PACKAGES if (v := version(p))},
         "clocks": {"sm_mhz": sm, "memory_mhz": mem, "sm_max_mhz": sm_max, "memory_max_mhz": mem_max, "power_limit_w": limit},

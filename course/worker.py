@@ -50,6 +50,9 @@ def main():
             request = decode(connection.recv_bytes(), handles)
         except EOFError:
             return
+        except KeyError:      # an object that an earlier process kept, before it was ended
+            connection.send_bytes(encode({"lost": True}))
+            continue
         try:
             space = request["space"]
             path = start[space]
