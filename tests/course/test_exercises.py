@@ -59,3 +59,22 @@ def test_there_are_enough_answers(name):
     assert len(on_a_cpu) >= 6, f"{name}: {len(on_a_cpu)} wrong answers that a CPU can reject, and at least 6 are needed"
     assert len(exercise.answers("right")) >= 2
     assert len({promise(p) for p in exercise.answers("wrong")}) >= 6, "the wrong answers are wrong for the same reasons"
+
+
+@pytest.mark.gpu("pycuda")
+@pytest.mark.parametrize("name", [n for n in names() if n.startswith("03_tensorrt")])
+def test_whole_solution_runs_on_a_gpu_with_tensorrt(name):
+    run_whole(name)
+
+
+@pytest.mark.gpu("onnxruntime")
+@pytest.mark.parametrize("name", [n for n in names() if n.startswith("04_onnxruntime")])
+def test_whole_solution_runs_on_a_gpu_with_onnxruntime(name):
+    run_whole(name)
+
+
+def run_whole(name):
+    from course import notebooks
+    notebook = notebooks.solution_sources(Exercise(name))
+    notebooks.execute(notebook, Exercise(name).source.parent, skip_gpu=False)
+    assert all(c.outputs for c in notebook.cells if "gpu" in c.metadata.get("tags", ()))
