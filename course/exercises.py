@@ -19,7 +19,6 @@ A code cell whose first line is `# graded cell N: keep this line` is part of the
 import ctypes
 import hashlib
 import importlib.util
-import json
 import re
 import sys
 from functools import cached_property, lru_cache
@@ -105,14 +104,14 @@ def learner_code(text: str, path="source") -> str:
 
 
 def _split(text, path):
-    solution, learner, inside, indent = [], [], False, None
+    solution, learner, inside = [], [], False
     for number, line in enumerate(text.splitlines(), 1):
         def wrong(what):
             return SourceError(f"{path}: {what}, line {number} of the cell that starts {text.splitlines()[0]!r}")
         if OPEN.match(line):
             if inside:
                 raise wrong("'# <answer>' inside an answer")
-            inside, indent = True, OPEN.match(line)[1]
+            inside = True
         elif CLOSE.match(line):
             if not inside:
                 raise wrong("'# </answer>' with no '# <answer>' before it")

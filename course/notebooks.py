@@ -2,7 +2,7 @@
 
     python -m course.notebooks             writes notebooks/ (the learner's) and solutions/*.ipynb (executed)
     python -m course.notebooks --check     says what would change, and exits with 1 if anything would
-    python -m course.notebooks --record EX --system ID --command "…"     on a GPU machine: runs a solution whole and writes
+    python -m course.notebooks --record EX --system ID     on a GPU machine: runs a solution whole and writes
                                            what came out to measurements/runs/, for the pages of machines without one
 
 What a GPU made is never made up elsewhere: a cell tagged `gpu` shows the outputs of its recorded run, with the machine
@@ -12,6 +12,7 @@ import argparse
 import datetime
 import json
 import re
+import subprocess
 import sys
 
 import nbformat
@@ -262,13 +263,16 @@ def main():
     parser.add_argument("--work", action="store_true", help="lay the learner's notebooks out in work/")
     parser.add_argument("--record", metavar="EX")
     parser.add_argument("--system", default="")
-    parser.add_argument("--command", default="")
-    parser.add_argument("--commit", default="")
+    parser.add_argument("--command", help="what to record as the command, where it is not this one")
+    parser.add_argument("--commit", help="what to record as the commit, where there is no git")
     options = parser.parse_args()
     if options.work:
         return lay_out_work()
     if options.record:
-        print(record(options.record, options.system, options.command, options.commit))
+        command = options.command or f"python -m course.notebooks --record {options.record} --system {options.system}"
+        commit = options.commit or subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True,
+                                                  check=True).stdout.strip()
+        print(record(options.record, options.system, command, commit))
         return None
     found = problems(run_solutions=options.run, write=not options.check) + (leaks() if options.check else [])
     print("\n".join(found) or "every notebook is what its source makes")

@@ -1,11 +1,8 @@
 """Runs a grader against a submission: the reference by default, any file with --submission FILE."""
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 
-from course import ROOT
 from course.exercises import Exercise, gpu_problem
 from course.grading import Submission
 
