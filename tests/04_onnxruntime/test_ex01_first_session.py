@@ -10,11 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from course import ROOT
 from course.codec import Opaque
+from course.exercises import gpu_problem
 from course.grading import Raised, Wrong, show, write_call
 
 EXERCISE = "04_onnxruntime/ex01_first_session"
 PROBE = "probe_ex01.py"
-LIMITS = {"call_seconds": 10.0, "memory_gib": 2.0}
+# With a GPU, loading CUDA's libraries counts too: seconds, and gigabytes of resident memory.
+LIMITS = {"call_seconds": 10.0, "memory_gib": 2.0} if gpu_problem("onnxruntime") else {"call_seconds": 60.0, "memory_gib": 8.0}
 
 DIGITS = ROOT / "models" / "digits_mlp"
 ONNX_TYPES = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16}
@@ -543,9 +545,9 @@ def test_predict_cost(submission, tmp_path):
 # ---- with a GPU -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.gpu("onnxruntime")
-@pytest.mark.parametrize("options", [{}, {"use_tf32": "0"}], ids=["TF32 as by default", "TF32 off"])
-def test_cuda(submission, options):
-    """On the GPU: open_session takes the CUDA provider, predict agrees with the CPU within 1e-3"""
+@pytest.mark.parametrize("options, limit", [({}, 5e-3), ({"use_tf32": "0"}, 1e-4)], ids=["TF32 as by default", "TF32 off"])
+def test_cuda(submission, options, limit):
+    """On the GPU: open_session takes the CUDA provider, predict agrees with the CPU"""
     if "CUDAExecutionProvider" not in submission.probe("available"):
         pytest.skip("not run here: this onnxruntime has no CUDAExecutionProvider (the package onnxruntime-gpu has)")
     model, images, _ = digits()
@@ -564,5 +566,6 @@ def test_cuda(submission, options):
         if np.shape(a) != np.shape(b) or not isinstance(a, np.ndarray):
             raise Wrong(f"The {part} from the GPU have another shape than those from the CPU.", gpu_call, a, b)
     difference = float(np.abs(np.float64(on_gpu[1]) - on_cpu[1]).max())
-    if not difference <= 1e-3:
-        raise Wrong("GPU and CPU differ by more than TF32 explains.", gpu_call, f"largest difference {difference:.1e}", "at most 1e-3")
+    if not difference <= limit:
+        raise Wrong("GPU and CPU differ by more than rounding explains.", gpu_call, f"largest difference {difference:.1e}",
+                    f"at most {limit:g}")
