@@ -31,10 +31,10 @@ book: setup
 
 # The pages' tests build the book once and share it; each exercise's cases run side by side.
 test: setup-test
-	@$(PY) -m pytest tests solutions --nbval -n $(JOBS) --dist loadgroup -q -rs
+	@$(PY) -m pytest tests solutions --nbval -n $(JOBS) --dist loadscope -q -rs
 
 check: setup-test
-	@$(PY) -m course.house && $(PY) -m course.apinames && $(PY) -m course.notebooks --check && $(PY) -m pytest tests -n $(JOBS) --dist loadgroup -q -rs
+	@$(PY) -m course.house && $(PY) -m course.apinames && $(PY) -m course.notebooks --check && $(PY) -m pytest tests -n $(JOBS) --dist loadscope -q -rs
 
 lab: setup
 	@$(PY) -m course.notebooks --work

@@ -36,3 +36,4 @@ def submission(request, tmp_path_factory):
     run = Submission(path, probe=probe and Path(module.__file__).parent / probe, **getattr(module, "LIMITS", {}))
     yield run
     run.close()
+
