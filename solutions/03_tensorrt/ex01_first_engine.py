@@ -47,8 +47,9 @@
 # %% [markdown]
 # ## What is installed here
 #
-# The same code runs with TensorRT 8.6 to 11 (`import tensorrt`) and, for the build half, with TensorRT for RTX
-# (`import tensorrt_rtx`), which builds engines on a machine without a GPU.
+# The same code serves TensorRT 8.6 to 11 (`import tensorrt`) and, for the build half, TensorRT for RTX
+# (`import tensorrt_rtx`), which builds engines on a machine without a GPU. It was run with 8.6.0 on a GPU and with
+# TensorRT for RTX 1.7 on a CPU; for 10.0, 10.16 and 11.4 only the names were checked.
 
 # %%
 try:
@@ -277,18 +278,18 @@ for n in (1, 31, 32, 33):
 #
 # | step | what it does | what happens without it |
 # | --- | --- | --- |
-# | `trt.Logger` | receives every message; errors are told there, not raised | a `None` with no reason |
+# | `trt.Logger` | receives every message; errors are told there, not raised | `trt.Builder` demands one; if it keeps errors to itself, a `None` with no reason |
 # | explicit batch (8.6) | makes dimension 0 an ordinary dimension | the ONNX parser of 8.6 refuses the network |
 # | look at what `parse` returned | the parser never raises | an empty or half network, and an error far away |
 # | look at `num_inputs` | text that is no model can parse into an empty network | a build error about missing outputs |
 # | the profile | fixes the range that kernels must serve, and the size they are tuned for | the build fails: dynamic input, no profile |
-# | look at `None` after the build | the builder never raises | `TypeError` while writing, and an empty file where an engine was |
+# | look at `None` after the build | the builder never raises | `TypeError` while writing; if in place, an empty file where an engine was |
 # | write aside, then `os.replace` | a plan appears whole or not at all | a server reads half a plan |
-# | `pycuda.autoprimaryctx` | makes a CUDA context current | CUDA errors at the first allocation |
+# | `pycuda.autoprimaryctx` | makes a CUDA context current | pycuda refuses the first stream or allocation: no active context |
 # | `np.ascontiguousarray` | bytes in the order of the shape | a transposed batch is read as another batch |
 # | `set_input_shape` | tells the context this call's shape | output shape with -1, execution refused |
 # | `set_tensor_address` | binds names to device addresses | execution refused; a NumPy array is not on the device |
-# | `stream.synchronize` | waits for copies and kernels | the array is read before it is written |
+# | `stream.synchronize` | waits for copies and kernels | with pinned memory the array is read before it is written; with pageable memory, as here, the copy may wait by itself, but CUDA does not promise it |
 #
 # ## What it costs
 #
@@ -300,12 +301,14 @@ for n in (1, 31, 32, 33):
 # ## Follow-ups
 #
 # **Why does the plan not load on another machine?** Unless it is built for compatibility, it holds kernels chosen by timing on
-# this GPU by this release, and the runtime checks both before it loads. `trt.BuilderFlag.VERSION_COMPATIBLE` and
-# `trt.HardwareCompatibilityLevel.AMPERE_PLUS` widen that, at a price in speed.
+# this GPU by this release, and the runtime refuses another release or another compute capability.
+# `trt.BuilderFlag.VERSION_COMPATIBLE` and `trt.HardwareCompatibilityLevel.AMPERE_PLUS` widen that, at a possible price in
+# speed. Another GPU model of the same compute capability may load the plan with no more than a warning.
 #
 # **The seed article writes `context.execute_v2(input_data, output_data)`. What is wrong?** `execute_v2` takes one list of device
-# addresses, in the order of the engine's bindings, as integers. NumPy arrays live on the host. It also blocks the caller
-# until the GPU is done; `execute_async_v3`, since TensorRT 8.5, takes a stream and finds its addresses by name.
+# addresses, one for each input and output in the engine's order, as integers. NumPy arrays live on the host. It also blocks
+# the caller until the GPU is done; `execute_async_v3`, in 8.6 and all later releases, takes a stream and finds its addresses
+# by name.
 #
 # **Is the result float32?** Its dtype is. The products may have been computed in TF32, 10 bits of mantissa, since
 # `trt.BuilderFlag.TF32` is on by default. Clear it with `config.clear_flag` where the last digits matter.
