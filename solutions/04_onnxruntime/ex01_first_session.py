@@ -22,9 +22,11 @@
 #
 # **`open_session(model_path, providers=("CPUExecutionProvider",))`** returns an `ort.InferenceSession`.
 #
-# - An item of `providers` is a name, or a pair of a name and a dict of options, as ONNX Runtime takes them.
+# - An item of `providers` is a name, or a pair of a name and a dict of options, as ONNX Runtime takes them. Options are
+#   handed on.
 # - `RuntimeError`, naming the provider, if the first one is not the first of the session that you got. This holds for a
-#   provider that is not on this machine and for a name that ONNX Runtime does not know.
+#   provider that is not on this machine, for a name that ONNX Runtime does not know, and for a provider that was lost
+#   while the session was opened.
 # - The providers after the first are the fall-backs that the caller agreed to: they may be absent.
 # - `FileNotFoundError`, naming the file, if there is no file `model_path`.
 #
@@ -184,10 +186,10 @@ def predict(session, images):
     wanted, = (v for v in facts["outputs"] if len(v["shape"]) == 2 and v["dtype"].kind == "f")
     batch, *shape = source["shape"]
 
-    if images.ndim < 2 or math.prod(images.shape[1:]) != math.prod(shape):
+    if images.ndim < 1 or math.prod(images.shape[1:]) != math.prod(shape):
         raise ValueError(f"images have shape {images.shape}: expected (n, {', '.join(map(str, shape))}), "
                          f"or other images of {math.prod(shape)} values")
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
+    if images.dtype not in (np.uint8, np.float16, np.float32, np.float64):
         raise TypeError(f"images are {images.dtype}: expected uint8 in 0..255, or floating point in [0, 1]")
 
     pixels = images.astype(source["dtype"])

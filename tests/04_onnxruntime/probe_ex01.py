@@ -8,12 +8,14 @@ import warnings
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_inference_collection
 from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession, Session
 
 if "CUDAExecutionProvider" in ort.get_available_providers():
     ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where they were installed that way
 
-counted = {"sessions": 0, "runs": 0, "rows": []}
+counted = {"sessions": 0, "runs": 0}
+asked = []  # of each session: the names and the options of its providers, as ONNX Runtime read them
 
 
 def watch(owner, method, key):
@@ -21,10 +23,6 @@ def watch(owner, method, key):
 
     def counting(self, *args, **kwargs):
         counted[key] += 1
-        if method == "run":
-            feed = kwargs.get("input_feed", args[1] if len(args) > 1 else None)
-            if isinstance(feed, dict):
-                counted["rows"] += [len(v) for v in feed.values() if np.ndim(v)]
         return original(self, *args, **kwargs)
 
     counting.__name__, counting.__doc__ = original.__name__, original.__doc__
@@ -32,6 +30,16 @@ def watch(owner, method, key):
 
 
 watch(InferenceSession, "__init__", "sessions")
+normalize = onnxruntime_inference_collection.check_and_normalize_provider_args
+
+
+def normalize_and_remember(*args, **kwargs):
+    names, options = normalize(*args, **kwargs)
+    asked.append([[name, dict(given)] for name, given in zip(names, options)])
+    return names, options
+
+
+onnxruntime_inference_collection.check_and_normalize_provider_args = normalize_and_remember
 for name in ("run", "run_async", "run_with_ort_values", "run_with_iobinding"):
     watch(Session, name, "runs")
 
@@ -43,7 +51,13 @@ def open_plain(path, providers=("CPUExecutionProvider",)):
 
 
 def reset():
-    counted.update(sessions=0, runs=0, rows=[])
+    counted.update(sessions=0, runs=0)
+    asked.clear()
+
+
+def handed_on():
+    """Of each session opened since `reset`: the pairs of a provider's name and its options."""
+    return list(asked)
 
 
 def counts():

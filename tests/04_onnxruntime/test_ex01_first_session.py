@@ -249,8 +249,8 @@ def check_predict(submission, model, images, session=None):
     verify(*ask(submission, model, images, session), model, images)
 
 
-def expect_error(submission, name, args, kinds, mistake, expected):
-    """The `Raised` of a call that must raise one of `kinds` (or a class derived from one)."""
+def expect_error(submission, name, args, kinds, mistake, expected, silent=""):
+    """The `Raised` of a call that must raise one of `kinds` (or a class derived from one). silent: what no error means."""
     try:
         got = submission.attempt(name, *args)
     except Raised as error:
@@ -260,7 +260,7 @@ def expect_error(submission, name, args, kinds, mistake, expected):
             raise Wrong(f"{mistake} It raised {error.kind}, which is no {kinds[0]}.", error.call,
                         f"{error.kind}: {error.text}", expected) from None
         return error
-    raise Wrong(mistake, write_call(name, args, {}), got, expected)
+    raise Wrong(mistake + silent, write_call(name, args, {}), got, expected)
 
 
 # ---- open_session ---------------------------------------------------------------------------------------------------
@@ -287,6 +287,18 @@ def test_open_session_uses_the_provider(submission):
                         f"a session with {first} first")
 
 
+def test_open_session_hands_options_on(submission):
+    """open_session hands the providers' options on to ONNX Runtime"""
+    path, wanted = str(DIGITS / "digits_mlp.onnx"), {"use_arena": "1"}
+    providers = [("CPUExecutionProvider", wanted)]
+    submission.probe("reset")
+    submission.call("open_session", path, providers)
+    got = submission.probe("handed_on")
+    if not any(name == "CPUExecutionProvider" and options == wanted for session in got for name, options in session):
+        raise Wrong("The options of a provider do not reach ONNX Runtime.", write_call("open_session", (path, providers), {}),
+                    f"providers and options of the sessions opened: {got}", f"CPUExecutionProvider with {wanted}")
+
+
 def test_open_session_refuses_fallback(submission):
     """open_session refuses a provider that is not on this machine, and names it"""
     path, here = str(DIGITS / "digits_mlp.onnx"), submission.probe("available")
@@ -301,11 +313,22 @@ def test_open_session_refuses_unknown_name(submission):
         refuses(submission, str(DIGITS / "digits_mlp.onnx"), (name, "CPUExecutionProvider"), name)
 
 
-def refuses(submission, path, providers, name):
+def test_open_session_looks_at_the_session(submission):
+    """open_session refuses a session that lost its first provider while it was opened"""
+    if "AzureExecutionProvider" not in submission.probe("available"):
+        pytest.skip("not run here: this onnxruntime has no AzureExecutionProvider to lose")
+    # An unknown name further down makes ONNX Runtime give up the whole list and take the CPU.
+    providers = ["AzureExecutionProvider", "NoSuchExecutionProvider", "CPUExecutionProvider"]
+    refuses(submission, str(DIGITS / "digits_mlp.onnx"), providers, "AzureExecutionProvider",
+            "AzureExecutionProvider is in this package, but this session does not have it", other=providers[1])
+
+
+def refuses(submission, path, providers, name, fact=None, other=None):
+    """Fails unless open_session raises RuntimeError with this name in it, or with the `other` name that is to blame."""
     error = expect_error(submission, "open_session", (path, providers), ("RuntimeError",),
-                         f"{name} is not here, and open_session did not say so with RuntimeError: {FALLBACK}.",
-                         f"RuntimeError with {name} in its message")
-    if name not in error.text:
+                         f"{fact or name + ' is not here'}: open_session has to raise RuntimeError.",
+                         f"RuntimeError with {name} in its message", f" Here {FALLBACK}.")
+    if not any(n in error.text for n in (name, other) if n):
         raise Wrong("The RuntimeError does not name the provider.", error.call, error.text, f"{name} in the message")
 
 
@@ -464,7 +487,7 @@ def test_predict_layout(submission, tmp_path):
     for case, shape in enumerate([(7, 4), (1, 7, 4), (7, 4, 1), (28,)]):
         model = make(tmp_path, 51 + case, shape=shape, classes=5, input_name="image")
         images = pictures(case, 6, 7, 4)
-        for given in (images, images.reshape(6, 28), np.asfortranarray(images)):
+        for given in (images, images.reshape(6, 28), images.reshape(6, 1, 7, 4), images.reshape(6, 2, 14), np.asfortranarray(images)):
             check_predict(submission, model, given)
 
 
@@ -490,10 +513,10 @@ def test_predict_refuses_shapes(submission, tmp_path):
     boxed = make(tmp_path, 82, shape=(1, 6, 7), classes=4)
     fixed = make(tmp_path, 83, shape=(60,), classes=4, batch=4)
     cases = [(flat, (3, 27, 28)), (flat, (28, 28)), (flat, (784,)), (flat, (4, 14, 28)), (flat, (56, 28)),
-             (boxed, (2, 5, 7)), (boxed, (2, 84)), (fixed, (4, 5, 7)), (fixed, (8, 30))]
+             (boxed, (2, 5, 7)), (boxed, (2, 84)), (fixed, (4, 5, 7)), (fixed, (8, 30)), (flat, ())]
     for model, given in cases:
         session = submission.probe("open_plain", model.path)
-        images = pictures(1, *given)
+        images = np.asarray(pictures(1, *given))
         error = expect_error(submission, "predict", (session, images), ("ValueError",),
                              f"Images of shape {given} do not fit a model that takes {(model.batch, *model.shape)}: "
                              f"an image would be {math.prod(given[1:]) if len(given) > 1 else 1} of {model.features} values.",
@@ -509,7 +532,7 @@ def test_predict_refuses_dtypes(submission, tmp_path):
     """predict raises TypeError for pixels that are neither uint8 nor floating point"""
     model = make(tmp_path, 91, shape=(30,), classes=4)
     images = pictures(1, 3, 5, 6)
-    for dtype in (np.int64, np.int8, np.bool_, np.complex64):
+    for dtype in (np.int64, np.int8, np.uint16, np.bool_, np.complex64):
         session = submission.probe("open_plain", model.path)
         error = expect_error(submission, "predict", (session, images.astype(dtype)), ("TypeError",),
                              f"Nobody can know how {np.dtype(dtype).name} pixels are scaled: predict must not guess.",
@@ -524,7 +547,7 @@ def test_predict_cost(submission, tmp_path):
     fixed = make(tmp_path, 102, shape=(30,), classes=4, batch=8)
     for model in (dynamic, fixed):
         session = submission.probe("open_plain", model.path)
-        for n in (37, 8, 1, 0, 37):
+        for n in (37, 8, 1, 0, 600):
             batch = model.batch if isinstance(model.batch, int) else max(n, 1)
             images = pictures(n, n, 5, 6)
             _, call = ask(submission, model, images, session)

@@ -1,7 +1,8 @@
-"""Casts integers of any type and takes them for scaled pixels.
-fails: test_predict_refuses_dtypes
-says: must not guess
+"""Hands on the names of the providers, and forgets their options.
+fails: test_open_session_hands_options_on
+says: do not reach ONNX Runtime
 """
+# graded cell 1: keep this line
 import errno
 import math
 import os
@@ -20,7 +21,7 @@ def open_session(model_path, providers=("CPUExecutionProvider",)):
     """An InferenceSession whose first provider is the first of providers; RuntimeError if it cannot be."""
     if not os.path.isfile(model_path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(model_path))
-    session = ort.InferenceSession(model_path, providers=list(providers))
+    session = ort.InferenceSession(model_path, providers=[p if isinstance(p, str) else p[0] for p in providers])
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     registered = session.get_providers()
     if registered[0] != wanted:
@@ -42,7 +43,7 @@ def provider_used(session):
     """The name of the session's first provider."""
     return session.get_providers()[0]
 
-
+# graded cell 2: keep this line
 def predict(session, images):
     """Labels (n,) int64 and probabilities (n, classes) float32 of n images, uint8 in 0..255 or float in [0, 1]."""
     facts = describe(session)
@@ -50,10 +51,10 @@ def predict(session, images):
     wanted, = (v for v in facts["outputs"] if len(v["shape"]) == 2 and v["dtype"].kind == "f")
     batch, *shape = source["shape"]
 
-    if images.ndim < 2 or math.prod(images.shape[1:]) != math.prod(shape):
+    if images.ndim < 1 or math.prod(images.shape[1:]) != math.prod(shape):
         raise ValueError(f"images have shape {images.shape}: expected (n, {', '.join(map(str, shape))}), "
                          f"or other images of {math.prod(shape)} values")
-    if False:
+    if images.dtype not in (np.uint8, np.float16, np.float32, np.float64):
         raise TypeError(f"images are {images.dtype}: expected uint8 in 0..255, or floating point in [0, 1]")
 
     pixels = images.astype(source["dtype"])

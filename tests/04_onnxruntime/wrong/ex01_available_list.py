@@ -1,7 +1,8 @@
-"""Returns the probabilities before the labels.
-fails: test_predict_digits
-says: wrong way round
+"""Looks at what the package offers, not at the session that it got.
+fails: test_open_session_looks_at_the_session
+says: this session does not have it
 """
+# graded cell 1: keep this line
 import errno
 import math
 import os
@@ -23,7 +24,7 @@ def open_session(model_path, providers=("CPUExecutionProvider",)):
     session = ort.InferenceSession(model_path, providers=list(providers))
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     registered = session.get_providers()
-    if registered[0] != wanted:
+    if wanted not in ort.get_available_providers():
         raise RuntimeError(f"{wanted} was asked for first, but the session has {registered}; "
                            f"this onnxruntime offers {ort.get_available_providers()}")
     return session
@@ -42,7 +43,7 @@ def provider_used(session):
     """The name of the session's first provider."""
     return session.get_providers()[0]
 
-
+# graded cell 2: keep this line
 def predict(session, images):
     """Labels (n,) int64 and probabilities (n, classes) float32 of n images, uint8 in 0..255 or float in [0, 1]."""
     facts = describe(session)
@@ -50,10 +51,10 @@ def predict(session, images):
     wanted, = (v for v in facts["outputs"] if len(v["shape"]) == 2 and v["dtype"].kind == "f")
     batch, *shape = source["shape"]
 
-    if images.ndim < 2 or math.prod(images.shape[1:]) != math.prod(shape):
+    if images.ndim < 1 or math.prod(images.shape[1:]) != math.prod(shape):
         raise ValueError(f"images have shape {images.shape}: expected (n, {', '.join(map(str, shape))}), "
                          f"or other images of {math.prod(shape)} values")
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
+    if images.dtype not in (np.uint8, np.float16, np.float32, np.float64):
         raise TypeError(f"images are {images.dtype}: expected uint8 in 0..255, or floating point in [0, 1]")
 
     pixels = images.astype(source["dtype"])
@@ -72,4 +73,4 @@ def predict(session, images):
         output, = session.run([wanted["name"]], {source["name"]: chunk})
         parts.append(output[:rows].astype(np.float32))
     probabilities = np.concatenate(parts)
-    return probabilities, probabilities.argmax(axis=1).astype(np.int64)
+    return probabilities.argmax(axis=1).astype(np.int64), probabilities

@@ -1,7 +1,8 @@
-"""Takes the output's name of the course's model on trust.
-fails: test_predict_other_models
-says: output's name is taken on trust
+"""Takes every unsigned integer for 0 to 255.
+fails: test_predict_refuses_dtypes
+says: Nobody can know how uint16
 """
+# graded cell 1: keep this line
 import errno
 import math
 import os
@@ -42,7 +43,7 @@ def provider_used(session):
     """The name of the session's first provider."""
     return session.get_providers()[0]
 
-
+# graded cell 2: keep this line
 def predict(session, images):
     """Labels (n,) int64 and probabilities (n, classes) float32 of n images, uint8 in 0..255 or float in [0, 1]."""
     facts = describe(session)
@@ -50,14 +51,14 @@ def predict(session, images):
     wanted, = (v for v in facts["outputs"] if len(v["shape"]) == 2 and v["dtype"].kind == "f")
     batch, *shape = source["shape"]
 
-    if images.ndim < 2 or math.prod(images.shape[1:]) != math.prod(shape):
+    if images.ndim < 1 or math.prod(images.shape[1:]) != math.prod(shape):
         raise ValueError(f"images have shape {images.shape}: expected (n, {', '.join(map(str, shape))}), "
                          f"or other images of {math.prod(shape)} values")
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
+    if images.dtype.kind not in "uf":
         raise TypeError(f"images are {images.dtype}: expected uint8 in 0..255, or floating point in [0, 1]")
 
     pixels = images.astype(source["dtype"])
-    if images.dtype == np.uint8:
+    if images.dtype.kind == "u":
         pixels /= 255
     n = len(images)
     pixels = pixels.reshape((n, *shape))
@@ -69,7 +70,7 @@ def predict(session, images):
         rows = len(chunk)
         if batch and rows < batch:
             chunk = np.concatenate([chunk, np.zeros((batch - rows, *shape), chunk.dtype)])
-        output, = session.run(["probabilities"], {source["name"]: chunk})
+        output, = session.run([wanted["name"]], {source["name"]: chunk})
         parts.append(output[:rows].astype(np.float32))
     probabilities = np.concatenate(parts)
     return probabilities.argmax(axis=1).astype(np.int64), probabilities

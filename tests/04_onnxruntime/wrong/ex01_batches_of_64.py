@@ -1,7 +1,8 @@
-"""Rounds the probabilities to float16 on the way.
-fails: test_predict_digits
-says: are rounded
+"""Splits a dynamic batch into batches of 64.
+fails: test_predict_cost
+says: more often than there are batches
 """
+# graded cell 1: keep this line
 import errno
 import math
 import os
@@ -42,7 +43,7 @@ def provider_used(session):
     """The name of the session's first provider."""
     return session.get_providers()[0]
 
-
+# graded cell 2: keep this line
 def predict(session, images):
     """Labels (n,) int64 and probabilities (n, classes) float32 of n images, uint8 in 0..255 or float in [0, 1]."""
     facts = describe(session)
@@ -50,10 +51,10 @@ def predict(session, images):
     wanted, = (v for v in facts["outputs"] if len(v["shape"]) == 2 and v["dtype"].kind == "f")
     batch, *shape = source["shape"]
 
-    if images.ndim < 2 or math.prod(images.shape[1:]) != math.prod(shape):
+    if images.ndim < 1 or math.prod(images.shape[1:]) != math.prod(shape):
         raise ValueError(f"images have shape {images.shape}: expected (n, {', '.join(map(str, shape))}), "
                          f"or other images of {math.prod(shape)} values")
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
+    if images.dtype not in (np.uint8, np.float16, np.float32, np.float64):
         raise TypeError(f"images are {images.dtype}: expected uint8 in 0..255, or floating point in [0, 1]")
 
     pixels = images.astype(source["dtype"])
@@ -62,7 +63,7 @@ def predict(session, images):
     n = len(images)
     pixels = pixels.reshape((n, *shape))
 
-    size = batch or max(n, 1)
+    size = batch or 64
     parts = [np.empty((0, wanted["shape"][1]), np.float32)]
     for start in range(0, n, size):
         chunk = pixels[start:start + size]
@@ -70,6 +71,6 @@ def predict(session, images):
         if batch and rows < batch:
             chunk = np.concatenate([chunk, np.zeros((batch - rows, *shape), chunk.dtype)])
         output, = session.run([wanted["name"]], {source["name"]: chunk})
-        parts.append(output[:rows].astype(np.float16).astype(np.float32))
+        parts.append(output[:rows].astype(np.float32))
     probabilities = np.concatenate(parts)
     return probabilities.argmax(axis=1).astype(np.int64), probabilities
