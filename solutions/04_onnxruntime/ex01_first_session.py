@@ -273,7 +273,7 @@ for options, limit in (({}, 5e-3), ({"use_tf32": "0"}, 1e-4)):
 # | --- | --- | --- |
 # | look for the file | gives the error that Python's callers catch | `NoSuchFile`, which `except FileNotFoundError` lets pass |
 # | compare `get_providers()[0]` with the request | finds that another provider took the place | a server on the CPU that everybody takes for a GPU server |
-# | look *after* opening, not at `get_available_providers()` | the list tells what the package was built with | a missing CUDA or cuDNN library goes unnoticed |
+# | look *after* opening, not at `get_available_providers()` | the list tells what the package was built with | a missing CUDA library goes unnoticed, and so does a misspelled fall-back, for which 1.31.1 gives up the whole list |
 # | `list(providers)`, never a plain string | a string is a sequence of letters to ONNX Runtime | `"CPUExecutionProvider"` asks for a provider named `C` |
 # | `isinstance(size, int)` | a dynamic dimension is a `str`, or `None` if it has no name | a test for `str` misses the dimension without a name |
 # | two conditions for the output | rank and type, not position or name | labels or scores of rank 1 are taken for probabilities |
