@@ -290,8 +290,8 @@ for options, limit in (({}, 5e-3), ({"use_tf32": "0"}, 1e-4)):
 # - Every `run` pays for the call, the checks and the hand-over of arrays. One run for n images pays once. A dynamic batch
 #   has its price as well: memory grows with n, so a server puts a ceiling on it.
 # - A fixed batch of 8 computes 8 rows for 1 image. Padding is work thrown away, and with n = 9 it is 7 rows of 16.
-# - `run([name], …)` returns only the output you name, `run(None, …)` all of them. By default every node runs in both cases:
-#   `only_execute_path_to_fetches` of `ort.RunOptions` is `False`.
+# - `run([name], …)` returns only the output you name, `run(None, …)` all of them. Every node runs in both cases. In 1.31.1,
+#   on the CPU, `only_execute_path_to_fetches` of `ort.RunOptions` did not change that.
 # - `astype` copies the images once, as float32 four times their size in uint8. Put the cast and the division into
 #   the model to send uint8 instead: it matters on a GPU, where the bytes cross the bus.
 
