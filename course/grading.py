@@ -92,7 +92,7 @@ class Submission:
         self.path, self.probe_path = Path(path).resolve(), probe and Path(probe).resolve()
         self.call_seconds, self.memory_gib = call_seconds, memory_gib
         self.process = self.connection = None
-        self.printed, self.hangs = "", 0
+        self.printed, self.hangs, self.started = "", 0, 0
 
     # ---- what graders call -------------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class Submission:
             self.process.stdin.write(json.dumps(start).encode() + b"\n")
             self.process.stdin.flush()
             self.connection = listener.accept()
-        self.killed_for, self.started = None, getattr(self, "started", 0) + 1
+        self.killed_for, self.started = None, self.started + 1
         threading.Thread(target=self._drain, args=(self.process,), daemon=True).start()
         threading.Thread(target=self._watch_memory, args=(self.process,), daemon=True).start()
         if self.probe_path:

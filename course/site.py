@@ -54,6 +54,19 @@ def name_solution(app, doctree):
         first.parent.replace(first, nodes.Text(first.replace("Exercise: ", "Solution: ", 1)))
 
 
+def name_pictures(app, doctree):
+    """A picture that a cell drew says what the text before the cell says, where its cell's metadata says nothing."""
+    from docutils import nodes
+    for picture in doctree.findall(nodes.image):
+        at = picture
+        while at is not None and "cell" not in at.get("classes", ()):
+            at = at.parent
+        if at is not None and not picture.get("alt"):
+            before = at.parent.children[: at.parent.index(at)]
+            text = next((node.astext() for node in reversed(before) if isinstance(node, nodes.paragraph)), "")
+            picture["alt"] = "Drawn by the cell above. " + " ".join(text.split()).rstrip(":") if text else "Drawn by the cell above"
+
+
 def breakable(code):
     """Inline code in which a long dotted name may go on in the next line, after a dot (not that of `trt.` or `np.`)."""
     return re.sub(r"(?<=\w{4})\.(?=\w)", ".<wbr>", code[0])
@@ -95,6 +108,7 @@ def setup(app):
     app.connect("config-inited", configure, priority=900)
     app.connect("builder-inited", without_thebe, priority=1)
     app.connect("doctree-read", name_solution, priority=1)
+    app.connect("doctree-read", name_pictures)
     app.connect("build-finished", repair)
     app.add_css_file("site.css")
     return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,6 +1,6 @@
 """Forgets the copy back.
 
-fails: test_gpu_results
+fails: test_gpu_digits
 says: numbers are wrong
 """
 import os

@@ -1,6 +1,6 @@
 """Sizes the output by the profile's largest batch.
 
-fails: test_gpu_results
+fails: test_gpu_digits
 says: sized by the profile's maximum
 """
 import os
