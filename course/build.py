@@ -16,8 +16,8 @@ import time
 from course import ROOT
 
 
-def build(output="_build", strict=False) -> int:
-    """Builds the book below `output`; returns the exit code of the build. Pages without faults are built in any case."""
+def build(output=".", strict=False) -> int:
+    """Builds the book into `output`/_build/html; returns the exit code. Pages without faults are built in any case."""
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(ROOT), "--path-output", str(ROOT / output)]
     if strict:
         command += ["-W", "--keep-going"]
@@ -28,7 +28,7 @@ def build(output="_build", strict=False) -> int:
     lines = process.communicate()[0].splitlines()
     faults = [line for line in lines if "WARNING" in line or "ERROR" in line or "rror:" in line]
     print("\n".join(faults if not process.returncode else lines), end="\n" if faults or process.returncode else "")
-    where = os.path.relpath(ROOT / output / "_build/html") if output != "_build" else "_build/html"
+    where = os.path.relpath(ROOT / output / "_build/html")
     print(f"built {where}/index.html in {time.monotonic() - began:.0f} s, {len(faults)} warnings, exit code {process.returncode}")
     return process.returncode
 
@@ -60,7 +60,7 @@ def main():
     parser.add_argument("--no-serve", action="store_true")
     parser.add_argument("--strict", action="store_true")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--output", default="_build")
+    parser.add_argument("--output", default=".", help="the folder to build in (default: here)")
     options = parser.parse_args()
     code = build(options.output, options.strict)
     if code or options.no_serve:

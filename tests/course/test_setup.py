@@ -76,6 +76,24 @@ def test_no_venv_module(copy, tmp_path):
     assert not (copy / ".venv").exists()
 
 
+def test_book_is_served_where_it_is_said_to_be(tmp_path):
+    """Builds into the real place, serves it on a free port, and asks for the address that was printed."""
+    import urllib.request
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "course.build", "--port", str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        address = next(line for line in server.stdout if "The book is at" in line).split()[4]
+        with urllib.request.urlopen(address, timeout=10) as page:
+            assert "In 30 seconds" not in page.read().decode() and page.status == 200
+        with urllib.request.urlopen(address.replace("book/index", "book/03_tensorrt/questions/01_what_is_tensorrt"), timeout=10) as page:
+            assert "In 30 seconds" in page.read().decode()
+    finally:
+        server.kill()
+        server.wait()
+
+
 def test_port_taken():
     (ROOT / "_build/html").mkdir(parents=True, exist_ok=True)
     with socket.socket() as taken:
