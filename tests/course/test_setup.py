@@ -86,7 +86,7 @@ def test_book_is_served_where_it_is_said_to_be(tmp_path):
     try:
         address = next(line for line in server.stdout if "The book is at" in line).split()[4]
         with urllib.request.urlopen(address, timeout=10) as page:
-            assert "In 30 seconds" not in page.read().decode() and page.status == 200
+            assert page.status == 200
         with urllib.request.urlopen(address.replace("book/index", "book/03_tensorrt/questions/01_what_is_tensorrt"), timeout=10) as page:
             assert "In 30 seconds" in page.read().decode()
     finally:
