@@ -38,7 +38,7 @@ check: setup-test
 
 lab: setup
 	@$(PY) -m course.notebooks --work
-	@.venv/bin/jupyter lab --notebook-dir=work
+	@.venv/bin/jupyter lab --notebook-dir=work $(if $(filter 0,$(shell id -u)),--allow-root)
 
 grade: setup
 	@$(PY) -m course.check "$(EX)" $(if $(FILE),--file "$(FILE)")

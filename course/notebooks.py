@@ -26,10 +26,7 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 def learner_notebook(exercise: Exercise):
     """The learner's notebook: the source without its answers and outputs, hints folded."""
-    cells = []
-    setup = colab_cell()
-    if setup:
-        cells.append(setup)
+    cells = [c for c in [colab_cell()] if c]
     for cell in exercise.cells:
         tags = set(cell.metadata.get("tags", ()))
         if "answer" in tags:
@@ -47,7 +44,7 @@ def learner_notebook(exercise: Exercise):
 
 def solution_sources(exercise: Exercise):
     """The solution notebook before it is run: the answers, no hints; recorded outputs in cells tagged gpu."""
-    cells, told = [], False
+    cells, told = [c for c in [colab_cell()] if c], False
     recorded = recording(exercise)
     for cell in exercise.cells:
         tags = set(cell.metadata.get("tags", ()))
