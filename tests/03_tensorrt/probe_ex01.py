@@ -4,6 +4,7 @@ The one exception is `fail_next_build`: the next build then returns None, as the
 build, which no small model brings about on every release.
 """
 import hashlib
+import os
 
 try:
     import tensorrt as trt
@@ -24,6 +25,7 @@ def build_serialized_network(builder, network, config):
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     record = {
         "inputs": {t.name: tuple(t.shape) for t in inputs},
+        "outputs": [network.get_output(i).name for i in range(network.num_outputs)],
         "profiles": [{t.name: [tuple(s) for s in profile.get_shape(t.name)] for t in inputs}
                      for profile, index in state["profiles"].get(id(config), []) if index >= 0],
         "rejected_profiles": sum(index < 0 for _, index in state["profiles"].get(id(config), [])),
@@ -47,6 +49,11 @@ def take_builds():
     taken = list(builds)
     builds.clear()
     return taken
+
+
+def files_left():
+    """What the submission left in its working folder and in its temporary files."""
+    return sorted(os.listdir())
 
 
 def fail_next_build():

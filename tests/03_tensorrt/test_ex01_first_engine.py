@@ -82,6 +82,12 @@ def build(submission, model, folder, batches=None):
     if builds[-1]["sha256"] is None:
         raise Wrong("build_serialized_network returned None. " + why_none(builds[-1]), call=call, got=ended,
                     expected="one profile with min <= opt <= max for every dynamic input, and RuntimeError if the builder still returns None")
+    if len(builds) > 1:
+        raise Wrong(f"The engine was built {len(builds)} times. A build is the expensive step: once is the contract.", call=call,
+                    got=f"{len(builds)} calls of build_serialized_network", expected="1 call")
+    outputs = [o.name for o in onnx.load(model).graph.output]
+    if sorted(builds[-1]["outputs"]) != sorted(outputs):
+        raise Wrong("The network's outputs are not the model's.", call=call, got=builds[-1]["outputs"], expected=outputs)
     if not engine.exists():
         raise Wrong("build_engine wrote no file.", call=call, got=f"no file {engine.name}", expected="the plan, in that file")
     return builds[-1], engine.read_bytes(), call
@@ -142,6 +148,10 @@ def test_file_is_the_plan(submission, tmp_path):
     if hashlib.sha256(data).hexdigest() != built["sha256"]:
         raise Wrong("The file is not the plan that the builder returned.", call=call,
                     got=f"{len(data)} bytes that start with {data[:12]!r}", expected=f"the plan's {built['bytes']} bytes")
+    weights = sum(numpy_helper.to_array(w).nbytes for w in onnx.load(DIGITS).graph.initializer)
+    if len(data) < weights:
+        raise Wrong("The plan is smaller than the model's weights: was it built without them?", call=call, got=f"{len(data)} bytes",
+                    expected=f"more than {weights} bytes")
 
 
 @pytest.mark.parametrize("seed, features, name, batches", [(1, 12, "image", (1, 8, 32)), (2, 300, "x", (1, 1, 4)), (3, 7, "tokens:0", (2, 16, 64))],
@@ -171,6 +181,7 @@ def expect_error(submission, kinds, mistake, arguments, needles=(), hint=""):
     engine = Path(arguments[1])
     engine.write_bytes(b"an older engine")
     call = write(arguments)
+    before = sorted(engine.parent.iterdir())
     try:
         got = submission.attempt("build_engine", *arguments)
         raise Wrong(mistake, call=call, got=f"returned {show(got)}", expected=f"{kinds[0]}{hint}")
@@ -186,6 +197,9 @@ def expect_error(submission, kinds, mistake, arguments, needles=(), hint=""):
     if not engine.exists() or engine.read_bytes() != b"an older engine":
         raise Wrong("A build that failed destroyed the engine file that was there before: build first, then write.", call=call,
                     got=f"{engine.read_bytes()!r}" if engine.exists() else "no file", expected="the older file, untouched")
+    extra = [p.name for p in sorted(engine.parent.iterdir()) if p not in before]
+    if extra:
+        raise Wrong("A build that failed left files behind.", call=call, got=extra, expected="nothing beside the older engine")
 
 
 def test_unsupported_operator(submission, tmp_path):
@@ -246,6 +260,8 @@ def test_nothing_else_is_left(submission, tmp_path):
     left = sorted(p.name for p in folder.iterdir())
     if left != ["made.engine"]:
         raise Wrong("Files were left beside the engine.", got=left, expected=["made.engine"])
+    if files := submission.probe("files_left"):
+        raise Wrong("Files were left in the working folder.", got=files, expected="none")
 
 
 # ---- the run half: a GPU with TensorRT 8.6 to 11 and pycuda -------------------------------------------------------------
