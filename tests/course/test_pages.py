@@ -1,7 +1,7 @@
 """The built book, as a reader meets it: in Chromium, from the disk and from a server, on a desk and on a phone.
 
-The book is built once, afresh, warnings being errors. The tests of this file belong together (one xdist group), so that
-one worker builds it and one browser reads it.
+The book is built once, afresh, warnings being errors. Under `--dist loadscope` this file stays in one process, so one
+process builds it and one browser reads it; under any other each process builds a book of its own.
 """
 import contextlib
 import functools
@@ -23,8 +23,6 @@ from course import ROOT, build
 
 pytest.importorskip("jupyter_book", reason="the book's tools are not installed here")
 bs4 = pytest.importorskip("bs4", reason="the book's tools are not installed here")
-
-pytestmark = pytest.mark.xdist_group("pages")
 
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 LOCAL = ("file", "data", "blob")
