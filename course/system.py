@@ -41,6 +41,8 @@ def version(package):
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
+        if package.startswith("onnxruntime"):      # onnxruntime-gpu brings the module onnxruntime, and is not that package
+            return None
         try:
             return __import__(package.replace("-", "_")).__version__
         except Exception:  # not installed, or not loadable here

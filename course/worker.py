@@ -34,12 +34,24 @@ def load(path, name):
     return module.__dict__
 
 
+class NoCourse:
+    """Refuses imports of the course's own code: an answer is the learner's."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("course", "solutions", "tests"):
+            raise ImportError(f"an answer cannot import {name}: the course's own code is not there when an answer is used")
+        return None
+
+
 def main():
     start = json.loads(sys.stdin.readline())
     connection = Client(start["address"], authkey=bytes.fromhex(start["key"]))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     handles, spaces = {}, {}
+    sys.meta_path.insert(0, NoCourse())
+    for name in [m for m in sys.modules if m.split(".")[0] == "course"]:
+        del sys.modules[name]
 
     def keep(thing):
         handles[len(handles)] = thing
@@ -68,8 +80,13 @@ def main():
             answer = {"error": type(error).__name__, "text": str(error)[:2000], "where": where(error, path),
                       "bases": [c.__name__ for c in type(error).__mro__],
                       "imports": isinstance(error, ImportError)}
-        sys.stdout.flush()
-        connection.send_bytes(encode(answer, keep))
+        try:
+            sys.stdout.flush()
+            data = encode(answer, keep)
+        except BaseException as error:      # an object that only pretends to be an array, say
+            data = encode({"error": "TypeError", "bases": ["TypeError"], "where": "", "imports": False,
+                           "text": f"what was returned cannot be handed on ({type(error).__name__})"})
+        connection.send_bytes(data)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,19 @@ def take_builds():
     return taken
 
 
+def operators_refused(onnx_path, operators):
+    """Those of the operators that the real parser names when it reports its errors."""
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(logger)
+    explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
+    network = builder.create_network(0 if explicit is None else 1 << int(explicit))
+    parser = trt.OnnxParser(network, logger)
+    with open(onnx_path, "rb") as file:
+        parser.parse(file.read())
+    text = " ".join(f"{parser.get_error(i)} {parser.get_error(i).desc()}" for i in range(parser.num_errors))
+    return [o for o in operators if o in text]
+
+
 def files_left():
     """What the submission left in its working folder and in its temporary files."""
     return sorted(os.listdir())

@@ -68,7 +68,7 @@ def build(submission, model, folder, batches=None):
     arguments = (model, str(engine)) if batches is None else (model, str(engine), batches)
     call = write(arguments)
     try:
-        submission.attempt("build_engine", *arguments)
+        returned = submission.attempt("build_engine", *arguments)
         ended = "build_engine returned as if all were well."
     except Raised as error:
         ended = f"{error}"
@@ -88,6 +88,8 @@ def build(submission, model, folder, batches=None):
     outputs = [o.name for o in onnx.load(model).graph.output]
     if sorted(builds[-1]["outputs"]) != sorted(outputs):
         raise Wrong("The network's outputs are not the model's.", call=call, got=builds[-1]["outputs"], expected=outputs)
+    if returned is not None:
+        raise Wrong("build_engine returns nothing: the plan is in the file.", call=call, got=show(returned), expected="None")
     if not engine.exists():
         raise Wrong("build_engine wrote no file.", call=call, got=f"no file {engine.name}", expected="the plan, in that file")
     return builds[-1], engine.read_bytes(), call
@@ -208,6 +210,20 @@ def test_unsupported_operator(submission, tmp_path):
     expect_error(submission, ["ValueError"], "The parser's refusal was not noticed: parse returns False, it raises nothing.",
                  (path, str(tmp_path / "e.engine")), ["Det"],
                  hint=" that names the node: parser.get_error(i).desc(), .node_operator() or .node_name() for each i < parser.num_errors")
+
+
+def test_every_error_of_the_parser(submission, tmp_path):
+    """A model with two faults: the ValueError tells each error that the parser reports"""
+    path = str(tmp_path / "two_faults.onnx")
+    graph = helper.make_graph(
+        [helper.make_node("Det", ["x"], ["a"]), helper.make_node("Unheard", ["x"], ["b"], domain="elsewhere"),
+         helper.make_node("Add", ["a", "b"], ["y"])], "two_faults",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 3])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("elsewhere", 1)], ir_version=8), path)
+    reported = submission.probe("operators_refused", path, ["Det", "Unheard"])     # releases differ in how many they report
+    assert reported, "the grader's model was not refused"
+    expect_error(submission, ["ValueError"], "The parser's refusal was not noticed.", (path, str(tmp_path / "e.engine")), reported,
+                 hint=" with every error: parser.num_errors tells how many there are")
 
 
 @pytest.mark.parametrize("content", [b"hello world", b""], ids=["text", "empty"])

@@ -99,6 +99,15 @@ def make(folder, seed, shape=(784,), classes=10, batch="batch", dtype="float32",
     return Model(str(path), weights, batch, tuple(shape), dtype, input_name, tuple(o.name for o in outputs))
 
 
+def two_dynamic(folder):
+    """A model whose batch and length are both dynamic, for `describe` alone."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "length", 3]) for name in ("signal", "rectified")]
+    graph = helper.make_graph([helper.make_node("Relu", ["signal"], ["rectified"])], "grader", ends[:1], ends[1:])
+    path = folder / "two_dynamic.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return Model(str(path), (), "n", ("length", 3), "float32", "signal", ("rectified",))
+
+
 def digits():
     """The course's model, with its weights read from the file, and its held-out digits."""
     path = DIGITS / "digits_mlp.onnx"
@@ -275,11 +284,15 @@ def test_open_session_uses_the_provider(submission):
         if name in here and submission.probe("registered", submission.probe("open_plain", path, both))[0] == name:
             cases.append((both,))
     for extra in cases:
+        submission.probe("reset")
         session = submission.call("open_session", path, *extra)
-        providers = submission.probe("registered", session)
+        opened, providers = submission.probe("counts")["sessions"], submission.probe("registered", session)
         call = write_call("open_session", (path, *extra), {})
         if providers is None:
             raise Wrong("open_session returns an ort.InferenceSession.", call, session, "an InferenceSession")
+        if opened != 1:
+            raise Wrong("open_session opens more than one session: each reads, optimizes and plans the whole model.", call,
+                        f"{opened} sessions opened", "1")
         first = extra[0][0] if extra else "CPUExecutionProvider"
         first = first if isinstance(first, str) else first[0]
         if providers[0] != first:
@@ -351,6 +364,7 @@ def test_describe(submission, tmp_path):
         make(tmp_path, 2, shape=(1, 7, 9), classes=3, batch=None, input_name="x:0", dtype="float16",
              before=[("label", "labels")], after=[("top", "top2"), ("best", "best"), ("cube", "rank3")]),
         make(tmp_path, 3, shape=(20,), classes=5, batch=8, input_name="rows", output_name="y"),
+        two_dynamic(tmp_path),
     ]
     for model in models:
         session = submission.probe("open_plain", model.path)
@@ -471,6 +485,25 @@ def test_predict_keeps_nothing(submission, tmp_path):
         check_predict(submission, second, pictures(2, 3, 6, 7))
         raise Wrong("predict works for this model alone, but not after another: something of the first is kept.\n"
                     f"  The failure was: {error}") from None
+
+
+def test_predict_leaves_the_callers_array_alone(submission, tmp_path):
+    """predict changes no image, and reads them anew when the caller fills the same array again"""
+    model = make(tmp_path, 37, shape=(30,), classes=4, input_name="a")
+    session = submission.probe("open_plain", model.path)
+    one, two = (pictures(seed, 4, 5, 6) / np.float32(255) for seed in (3, 4))
+    unchanged, first, second, first_later = submission.drive("fill_again", session, one, two)
+    call = "x[:] = one; a = predict(session, x); x[:] = two; b = predict(session, x)"
+    if not unchanged:
+        raise Wrong("predict changes the array that it is given: the caller's images are not yours to write to.", call)
+    verify(first, call, model, one)
+    try:
+        verify(second, call, model, two)
+    except Wrong:
+        raise Wrong("The same array, filled again, gives an old answer: something is kept for an array that may change.", call,
+                    second[1][0], model.probabilities(two.astype(np.float64))[0].astype(np.float32)) from None
+    if not all(np.array_equal(a, b) for a, b in zip(first, first_later)):
+        raise Wrong("A later call changed an earlier call's answer: return arrays of their own.", call)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16"])

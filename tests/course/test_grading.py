@@ -54,6 +54,11 @@ HOSTILE = {
     "compares equal to all": ("class Yes:\n    def __eq__(self, other): return True\n    def __getattr__(self, name): return Yes()\n"
                               "    def __call__(self, *a, **k): return Yes()\n"
                               "open_session = describe = predict = provider_used = Yes()", ""),
+    "pretends to be an array": ("import numpy as np\nclass A:\n    dtype = np.dtype('f4'); shape = (1, 1); ndim = 2\n    __class__ = np.ndarray\n"
+                                "    def __getattr__(self, name): return lambda *a, **k: A()\n"
+                                "open_session = describe = predict = provider_used = lambda *a: A()", ""),
+    "imports the reference": ("from course.exercises import Exercise\nexec(Exercise('04_onnxruntime/ex01_first_session').reference())",
+                              "an answer cannot import course"),
     "kills its parent": ("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)", "ended without a verdict"),
 }
 

@@ -37,9 +37,9 @@ def build_engine(onnx_path, engine_path, batches=(1, 8, 32)):
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
-        first = parser.get_error(0)
-        operator = model.graph.node[first.node()].op_type if first.node() >= 0 else "?"
-        raise ValueError(f"node {first.node()} ({operator}): {first.desc()}")
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        nodes = [model.graph.node[e.node()].op_type if e.node() >= 0 else "?" for e in errors]
+        raise ValueError("; ".join(f"node {e.node()} ({op}): {e.desc()}" for e, op in zip(errors, nodes)))
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     for name, triple in profiles.items():
