@@ -174,7 +174,7 @@ class Submission:
         if "error" in answer:
             self.close()
             hint = ""
-            if answer["imports"]:
+            if answer["imports"] and "an answer cannot import" not in answer["text"]:
                 hint = " Is the package installed here, and spelled like this?"
             elif answer["error"] == "NameError":
                 hint = " Everything that your answer uses belongs into the graded cells."
