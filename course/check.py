@@ -9,6 +9,7 @@ import contextlib
 import html
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -151,7 +152,7 @@ def _run_grader(ex, path, seconds):
     watcher.start()
     try:
         out, err = process.communicate()
-    except KeyboardInterrupt:
+    except BaseException:      # Ctrl-C, or a signal: nothing of the grading lives on
         kill_tree(process.pid)
         raise
     watcher.join()
@@ -253,7 +254,7 @@ def read_answer(path: Path, ex: Exercise) -> str:
         sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no readable notebook ({type(error).__name__}: {error}). Save it again in JupyterLab, "
-                         f"or run `make lab` for a fresh copy beside it.") from None
+                         f"or move it away and run `make lab` for a fresh copy.") from None
     found = graded_cells(sources)
     missing = sorted(set(ex._graded()) - set(found))
     if missing:
@@ -273,7 +274,11 @@ def main(argv=None):
         source = read_answer(path, ex)
     except ValueError as error:
         sys.exit(str(error))
-    print(f"Grading {os.path.relpath(path)}\n", flush=True)
+    print(f"Grading {os.path.relpath(path)}", flush=True)
+    if path == ex.learner_notebook:
+        print("There is no answer of yours in work/ yet: `make lab` lays the exercises out there. This is the empty one.")
+    print(flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     result = grade(ex.name, source)
     print(result)
     sys.exit(0 if result.passed else 1)

@@ -31,6 +31,8 @@ from course.codec import Opaque, decode, encode
 
 OUTPUT_KEPT = 20_000      # characters of what a submission prints that are kept
 POLL_SECONDS = 0.02       # how often its memory is read
+SOURCE_LIMIT = 1_000_000  # bytes of an answer
+ANSWER_LIMIT = 2**30      # bytes that a call may return
 HANGS_ALLOWED = 2         # calls that do not return, after which no more are made
 
 
@@ -193,7 +195,7 @@ class Submission:
                     self.hangs += 1
                     self.close()
                     raise Wrong(f"Your code did not return within {self.call_seconds:g} s and was stopped.", call=call)
-            return decode(self.connection.recv_bytes())
+            return decode(self._receive(deadline, call))
         except (EOFError, OSError):
             reason = self.killed_for or self._death()
             self.close()
@@ -201,6 +203,28 @@ class Submission:
         except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
             self.close()
             raise Wrong(f"What came back from your code's process is no answer ({type(error).__name__}).", call=call) from None
+
+    def _receive(self, deadline, call):
+        """One message. Bytes that a submission wrote into the connection may promise one that never comes: that counts as a hang."""
+        box = []
+
+        def read():
+            try:
+                box.append(self_connection.recv_bytes(ANSWER_LIMIT))
+            except Exception as error:     # handed on below
+                box.append(error)
+
+        self_connection = self.connection
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        reader.join(max(1.0, deadline - time.monotonic()))
+        if not box:
+            self.hangs += 1
+            self.close()
+            raise Wrong(f"Your code did not return within {self.call_seconds:g} s and was stopped.", call=call)
+        if isinstance(box[0], Exception):
+            raise box[0]
+        return box[0]
 
     def _death(self):
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -250,6 +274,10 @@ class Submission:
 
 def check_is_python(path):
     """Raises `Wrong` if the file cannot be read as Python."""
+    size = Path(path).stat().st_size
+    if size > SOURCE_LIMIT:
+        raise Wrong(f"Your answer is {size / 1e6:.0f} MB of text; an answer has at most {SOURCE_LIMIT / 1e6:g} MB. "
+                    "Data belongs into files that the answer reads.")
     try:
         ast.parse(Path(path).read_text(encoding="utf-8"))
     except SyntaxError as error:

@@ -33,7 +33,8 @@ def learner_notebook(exercise: Exercise):
             continue
         if cell.cell_type == "code":
             text = learner_code(cell.source, exercise.source)
-            cells.append(new_code_cell(text, metadata=tag(tags & {"gpu"})))
+            # Run All goes on past a cell that may raise; without a GPU these do.
+            cells.append(new_code_cell(text, metadata=tag({"gpu", "raises-exception"} if "gpu" in tags else set())))
         elif "hint" in tags:
             head, _, body = cell.source.partition("**")[2].partition("**")
             cells.append(new_markdown_cell(f"<details>\n<summary>{head.rstrip('.')}</summary>\n\n{body.strip()}\n\n</details>"))

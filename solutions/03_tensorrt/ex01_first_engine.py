@@ -90,7 +90,7 @@ figure.show()
 # returns, and you have to look.
 
 # %% [markdown] tags=["hint"]
-# **Hint 2.** `parser.parse(bytes)` returns a bool, and the reasons are in `parser.get_error(i).desc()` for each `i` below
+# **Hint 2.** `parser.parse(bytes)` returns a bool, and the reasons are in `str(parser.get_error(i))` for each `i` below
 # `parser.num_errors`. A file of random text can parse "successfully" into a network without inputs. The profile comes
 # from `builder.create_optimization_profile()`; call `profile.set_shape(name, min, opt, max)` for each
 # `network.get_input(i)`, then `config.add_optimization_profile(profile)`.

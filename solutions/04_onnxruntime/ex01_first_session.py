@@ -47,7 +47,7 @@
 #   An image fits if it has as many values as the model's input without the batch. Values keep their C order (the last
 #   index runs fastest), whatever the array's layout in memory.
 # - uint8 images hold 0 to 255 and are divided by 255. Floating-point images (float16, float32, float64) are in [0, 1]
-#   already. Only the dtype decides, never the values. Any other dtype: `TypeError`, naming it.
+#   already. Only the dtype decides, never the values: what is above 1 stays as it is. Any other dtype: `TypeError`, naming it.
 # - Images that do not fit, or an array without a first dimension for n: `ValueError` that says which shape was given and
 #   which one is expected.
 # - n may be 0, 1 or more than the fixed batch. A fixed batch is always filled: pad the last one, and drop what the padding

@@ -191,7 +191,8 @@ def expect_error(submission, kinds, mistake, arguments, needles=(), hint=""):
         if error.kind in ("NotImplementedError", "AttributeError", "NameError", "ImportError", "ModuleNotFoundError"):
             raise_unexpected(error)
         if not set(kinds) & set(error.bases):
-            raise Wrong(mistake, call=call, got=str(error), expected=f"{kinds[0]}{hint}") from None
+            raise Wrong(f"{mistake} It raised {error.kind}, which is no {kinds[0]}.", call=call, got=str(error),
+                        expected=f"{kinds[0]}{hint}") from None
         for needle in needles:
             if needle.lower() not in error.text.lower():
                 raise Wrong(f"The error's message does not help: it does not mention {needle!r}.", call=call, got=str(error),
@@ -209,7 +210,7 @@ def test_unsupported_operator(submission, tmp_path):
     path = save(tmp_path / "det.onnx", [helper.make_node("Det", ["x"], ["y"])], {"x": ["n", 3, 3]}, {"y": ["n"]})
     expect_error(submission, ["ValueError"], "The parser's refusal was not noticed: parse returns False, it raises nothing.",
                  (path, str(tmp_path / "e.engine")), ["Det"],
-                 hint=" that names the node: parser.get_error(i).desc(), .node_operator() or .node_name() for each i < parser.num_errors")
+                 hint=" that names the node: str(parser.get_error(i)), which tells node and reason, for each i < parser.num_errors")
 
 
 def test_every_error_of_the_parser(submission, tmp_path):

@@ -1,4 +1,5 @@
 """Grader of 04_onnxruntime/ex01_first_session: models made here from seeds, answers from NumPy in float64."""
+import contextlib
 import math
 import re
 from dataclasses import dataclass
@@ -332,6 +333,10 @@ def test_open_session_looks_at_the_session(submission):
         pytest.skip("not run here: this onnxruntime has no AzureExecutionProvider to lose")
     # An unknown name further down makes ONNX Runtime give up the whole list and take the CPU.
     providers = ["AzureExecutionProvider", "NoSuchExecutionProvider", "CPUExecutionProvider"]
+    with contextlib.suppress(Raised):     # an answer that leaves absent fall-backs out keeps its first provider: right, too
+        session = submission.attempt("open_session", str(DIGITS / "digits_mlp.onnx"), providers)
+        if (submission.probe("registered", session) or [None])[0] == providers[0]:
+            return
     refuses(submission, str(DIGITS / "digits_mlp.onnx"), providers, "AzureExecutionProvider",
             "AzureExecutionProvider is in this package, but this session does not have it", other=providers[1])
 
@@ -399,6 +404,8 @@ def check_entry(submission, entry, right, call, key):
     if entry["name"] != right["name"]:
         raise Wrong(f"A name in {key} is not the model's.", call, entry["name"], right["name"])
     shape = entry["shape"]
+    if isinstance(shape, list) and tuple(shape) == right["shape"]:
+        raise Wrong("A shape is a tuple in describe's answer.", call, shape, right["shape"])
     if not isinstance(shape, (list, tuple)) or tuple(shape) != right["shape"]:
         text = isinstance(shape, (list, tuple)) and any(isinstance(d, (str, Opaque)) or d in (-1, 0) for d in shape)
         mistake = ("A dynamic dimension is None in describe's answer; ONNX Runtime gives its name (a str), or None if it "
@@ -468,7 +475,7 @@ def test_predict_scaling(submission, tmp_path):
     bright = pictures(31, 6, 8, 6)
     floats = bright / 255.0
     for images in (bright, bright // 128, np.zeros((3, 8, 6), np.uint8), floats.astype(np.float32), floats,
-                   floats.astype(np.float16), floats[:1] * 0.004):
+                   floats.astype(np.float16), floats[:1] * 0.004, floats * 1.25):
         check_predict(submission, model, images)
 
 
@@ -504,6 +511,17 @@ def test_predict_leaves_the_callers_array_alone(submission, tmp_path):
                     second[1][0], model.probabilities(two.astype(np.float64))[0].astype(np.float32)) from None
     if not all(np.array_equal(a, b) for a, b in zip(first, first_later)):
         raise Wrong("A later call changed an earlier call's answer: return arrays of their own.", call)
+
+
+def test_predict_looks_at_all_images(submission, tmp_path):
+    """predict computes every batch anew, also one that starts like an earlier one"""
+    model = make(tmp_path, 38, shape=(30,), classes=4, input_name="a")
+    session = submission.probe("open_plain", model.path)
+    one = pictures(5, 6, 5, 6)
+    two = one.copy()
+    two[-1] = pictures(6, 5, 6)
+    check_predict(submission, model, one, session)
+    check_predict(submission, model, two, session)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16"])

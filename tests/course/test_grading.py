@@ -80,6 +80,28 @@ def test_endless_loop_is_stopped_and_graded(monkeypatch):
     assert time.monotonic() - began < 90
 
 
+def test_a_message_that_never_ends_counts_as_a_hang(tmp_path):
+    run = submission(tmp_path, """
+        import os, struct, time
+        def f():
+            for fd in range(3, 60):
+                try:
+                    os.write(fd, struct.pack("!i", 1000) + b"never all of it")
+                except OSError:
+                    pass
+            time.sleep(30)
+    """, call_seconds=1.0)
+    began = time.monotonic()
+    assert "did not return" in why(run) or "no answer" in why(run)
+    assert time.monotonic() - began < 10
+
+
+def test_a_huge_answer_is_refused_before_it_is_read():
+    began = time.monotonic()
+    result = grade(EX, "x = [" + "1," * 1_000_000 + "]")
+    assert "2 MB of text" in result.problem and time.monotonic() - began < 2
+
+
 def test_whole_grading_has_a_limit():
     result = grade(EX, "import time\ntime.sleep(60)", seconds=3)
     assert not result.passed and "longer than 3 s" in result.problem

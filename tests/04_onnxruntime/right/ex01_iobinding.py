@@ -27,7 +27,7 @@ def dtype_of(node):
 
 def describe(session):
     def entries(nodes):
-        return [{"name": n.name, "shape": [d if isinstance(d, int) else None for d in n.shape], "dtype": dtype_of(n)}
+        return [{"name": n.name, "shape": tuple(d if isinstance(d, int) else None for d in n.shape), "dtype": dtype_of(n)}
                 for n in nodes]
 
     return {"outputs": entries(session.get_outputs()), "inputs": entries(session.get_inputs())}
