@@ -18,7 +18,7 @@ import sys
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from course import ROOT
+from course import ROOT, runs
 from course.exercises import Exercise, code_digest, learner_code, names, solution_code
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -105,9 +105,9 @@ def repository() -> str:
 
 def recording(exercise: Exercise):
     """The newest recorded run of the exercise's solution, or None."""
-    runs = [json.loads(p.read_text(encoding="utf-8")) for p in ROOT.glob("measurements/runs/*.json")]
-    runs = [r for r in runs if r["configuration"].get("exercise") == exercise.name and r["status"] == "ok" and r.get("outputs")]
-    return max(runs, key=lambda r: r["date"], default=None)
+    recorded = [runs.load_run(ROOT, p.stem) for p in ROOT.glob("measurements/runs/*.json")]
+    recorded = [r for r in recorded if r["configuration"].get("exercise") == exercise.name and r["status"] == "ok" and r.get("outputs")]
+    return max(recorded, key=lambda r: r["date"], default=None)
 
 
 def provenance(run):
@@ -115,7 +115,7 @@ def provenance(run):
     if run is None:
         return ("> **Not run yet.** The cells below need a GPU, and no run of them has been recorded. Their outputs are missing, "
                 "not forgotten.")
-    system = json.loads((ROOT / f"measurements/systems/{run['system']}.json").read_text(encoding="utf-8"))
+    system = runs.load_system(ROOT, run["system"])
     packages = ", ".join(f"{name} {version}" for name, version in system["packages"].items())
     return (f"> **Recorded, not run here.** The outputs of the cells below that need a GPU were made on {run['date'][:10]} on one {system['gpu']} "
             f"(driver {system['driver']}, CUDA {system['cuda']}) with {packages}, Python {system['python']}, by\n> `{run['command']}`\n> "
@@ -125,18 +125,18 @@ def provenance(run):
 def execute(notebook, folder, skip_gpu=True):
     """Runs a notebook's code cells in order, leaving those tagged gpu alone if asked to."""
     from nbclient import NotebookClient
-    keep = {}
-    for number, cell in enumerate(notebook.cells):
-        if cell.cell_type == "code" and skip_gpu and "gpu" in cell.metadata.get("tags", ()):
-            keep[number] = cell
-    running = [c for n, c in enumerate(notebook.cells) if n not in keep]
+
+    def left_alone(cell):
+        return skip_gpu and cell.cell_type == "code" and "gpu" in cell.metadata.get("tags", ())
+
+    running = [c for c in notebook.cells if not left_alone(c)]
     part = new_notebook(cells=running, metadata=notebook.metadata)
     NotebookClient(part, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
                    record_timing=False).execute()
     count = 0
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            if "gpu" in cell.metadata.get("tags", ()) and skip_gpu:
+            if left_alone(cell):
                 cell.execution_count = None
                 continue
             count += 1

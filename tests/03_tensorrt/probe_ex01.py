@@ -51,15 +51,20 @@ def take_builds():
     return taken
 
 
-def operators_refused(onnx_path, operators):
-    """Those of the operators that the real parser names when it reports its errors."""
-    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+def parse(onnx_path, severity):
+    """Builder, network, parser, and whether it parsed: the grader's own, apart from the submission's."""
+    logger = trt.Logger(severity)
     builder = trt.Builder(logger)
     explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
     network = builder.create_network(0 if explicit is None else 1 << int(explicit))
     parser = trt.OnnxParser(network, logger)
     with open(onnx_path, "rb") as file:
-        parser.parse(file.read())
+        return builder, network, parser, parser.parse(file.read())
+
+
+def operators_refused(onnx_path, operators):
+    """Those of the operators that the real parser names when it reports its errors."""
+    _builder, _network, parser, _parsed = parse(onnx_path, trt.Logger.INTERNAL_ERROR)
     text = " ".join(f"{parser.get_error(i)} {parser.get_error(i).desc()}" for i in range(parser.num_errors))
     return [o for o in operators if o in text]
 
@@ -77,14 +82,9 @@ def fail_next_build():
 
 def build_plan(onnx_path, engine_path, shapes):
     """Builds an engine independently of the submission. shapes: input name to its min, opt and max shape."""
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
-    network = builder.create_network(0 if explicit is None else 1 << int(explicit))
-    parser = trt.OnnxParser(network, logger)
-    with open(onnx_path, "rb") as file:
-        if not parser.parse(file.read()):
-            raise ValueError(parser.get_error(0).desc())
+    builder, network, parser, parsed = parse(onnx_path, trt.Logger.ERROR)
+    if not parsed:
+        raise ValueError(str(parser.get_error(0)))
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     for name, (least, best, most) in shapes.items():
