@@ -2,6 +2,7 @@
 # make test     set up, run everything
 # make lab      set up, lay the exercises out in work/, open JupyterLab there
 # make grade EX=04_onnxruntime/ex01_first_session        (FILE= another answer than the one in work/)
+# make bench SUITE=cpu SYSTEM=my-laptop                 (ONLY='mlp-*' some cases; AGAIN=1 finished ones too)
 # make check    only the rules of the house
 # make gpu-test on a machine with an NVIDIA GPU: graders and solutions with the current TensorRT and onnxruntime-gpu
 
@@ -12,10 +13,14 @@ EX ?=
 FILE ?=
 CHROMIUM ?=
 JOBS ?= 2
+SUITE ?= cpu
+SYSTEM ?=
+ONLY ?=
+AGAIN ?=
 PY = .venv/bin/python
 export PYTHON CHROMIUM WITH_TORCH
 .DEFAULT_GOAL := help
-.PHONY: help book test lab grade check notebooks proofs model lock gpu-test setup setup-test clean
+.PHONY: help book test lab grade bench check notebooks proofs model lock gpu-test setup setup-test clean
 
 help:
 	@sed -n '/^# /s/^# //p; /^$$/q' Makefile
@@ -42,6 +47,9 @@ lab: setup
 
 grade: setup
 	@$(PY) -m course.check "$(EX)" $(if $(FILE),--file "$(FILE)")
+
+bench: setup
+	@$(PY) -m course.bench $(SUITE) $(if $(SYSTEM),--system $(SYSTEM)) $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again)
 
 notebooks: setup
 	@$(PY) -m course.notebooks --run
