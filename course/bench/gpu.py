@@ -164,7 +164,7 @@ def tensorrt_graph(name, precision, batch):
         cuda.memcpy_dtoh(result, gpu_out)
         return result
 
-    extra = {"build_s": round(build_s, 2), "engine_bytes": len(plan), "device_memory_bytes": engine.device_memory_size, "layers": engine.num_layers}
+    extra = {"build_s": round(build_s, 2), "engine_bytes": plan.nbytes if hasattr(plan, "nbytes") else len(plan), "device_memory_bytes": engine.device_memory_size, "layers": engine.num_layers}
     found = finish(name, precision, batch, call, stream.synchronize, outputs, extra,
                    {**asked, "input_format": str(layout).rsplit(".", 1)[-1], "path": "CUDA graph over execute_async_v3"})
     if precision in ("fp16", "int8"):
