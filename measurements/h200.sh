@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All GPU suites on a host with two NVIDIA GPUs and no network, inside one lease: what the runs named 2026-*_h200-* came from.
+# All GPU suites on a host with two NVIDIA GPUs and no network, inside one lease: what the runs named 2026-*_h200x2-* came from.
 #
 #   measurements/h200.sh prepare OUT TRT_PYTHON PYTHON      describes the systems and makes the models (about 2 minutes)
 #   measurements/h200.sh measure OUT TRT_PYTHON PYTHON S    measures for S seconds; again: goes on where it stopped
@@ -8,7 +8,7 @@
 set -u
 step=$1 out=$2 trt=$3 py=$4
 export BENCH_MODELS=${BENCH_MODELS:-/tmp/bench-models} CUDA_MODULE_LOADING=LAZY
-trt_id=${TRT_ID:-h200-trt86} py_id=${PY_ID:-h200-ort131}
+trt_id=${TRT_ID:-h200x2-trt86} py_id=${PY_ID:-h200x2-ort131}
 mkdir -p "$out/runs" "$out/systems" "$BENCH_MODELS"
 bench() { # GPU, interpreter, system, suite, budget, patterns…
   local gpu=$1 python=$2 system=$3 suite=$4 budget=$5; shift 5

@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     system_file = ROOT / "measurements/systems" / f"{given.system}.json"
     if not system_file.is_file() and not (given.out.parent / "systems" / f"{given.system}.json").is_file():
         parser.error(f"there is no system {given.system!r}; describe this machine first: python -m course.system {given.system}")
-    command = shlex.join(["python", "-m", "course.bench", *(sys.argv[1:] if arguments is None else arguments)])
+    # Where the files went and how long it might take is not part of what was measured.
+    command = shlex.join(["python", "-m", "course.bench", given.suite, "--system", given.system, *(["--only", *given.only] if given.only != ["*"] else [])])
     begun, counts = time.monotonic(), {"ok": 0, "INVALID": 0, "finished before": 0, "not here": 0, "out of time": 0}
     for number, case in enumerate(cases, 1):
         label = f"[{number:3}/{len(cases)} {time.monotonic() - begun:6.0f} s] {case.name:30}"

@@ -66,7 +66,8 @@ def run(way, batch):
 
 
 def cases():
+    titles = {"numpy": "NumPy, as many threads as its BLAS takes", "ort": "ONNX Runtime, one thread", "torch": "torch eager, one thread"}
     ways = {"numpy": ("numpy",), "ort": ("onnxruntime",), "torch": ("torch",)}
-    return [core.Case(f"mlp-fp32-b{batch}-{way}", f"MLP 784-128-10 on the CPU, one thread, batch {batch}: {way}",
+    return [core.Case(f"mlp-fp32-b{batch}-{way}", f"MLP 784-128-10 on the CPU, batch {batch}: {titles[way]}",
                       {"model": "mlp", "precision": "fp32", "batch": batch, "way": way}, lambda w=way, b=batch: run(w, b), needs)
             for batch in (1, 8, 32, 128) for way, needs in ways.items()]

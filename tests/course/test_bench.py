@@ -1,0 +1,214 @@
+"""The measurement pipeline, on this CPU: what it times, when it says INVALID, and that it survives an interruption."""
+import json
+import statistics
+import subprocess
+import sys
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from course import ROOT
+from course.bench import __main__ as bench
+from course.bench import core, count, cpu, models
+
+
+class Device:
+    """A simulated device with its own clock: a call takes 1 ms to enqueue and 5 ms to do; the first one 100 ms more."""
+
+    def __init__(self):
+        self.now = self.busy_until = 0.0
+        self.calls = 0
+
+    def call(self):
+        self.now += 0.001
+        self.busy_until = max(self.now, self.busy_until) + (0.105 if not self.calls else 0.005)
+        self.calls += 1
+
+    def wait(self):
+        self.now = max(self.now, self.busy_until)
+
+
+def test_times_the_work_and_not_its_launch():
+    device = Device()
+    series, how = core.time_calls(device.call, device.wait, clock=lambda: device.now, warm_up_s=0.3)
+    assert how["calls_per_block"] == 2
+    assert series["latency"][0] == series["back_to_back"][0] == "ms"
+    assert [round(v, 6) for v in series["latency"][1][0]] == [6.0] * len(series["latency"][1][0])  # enqueue, then do
+    # Back to back the next launch hides behind the work before it: (1 + 2 * 5) / 2.
+    assert {round(v, 6) for values in series["back_to_back"][1] for v in values} == {5.5}
+
+
+def test_slow_work_is_sampled_less_and_says_so():
+    device = Device()
+    series, _ = core.time_calls(device.call, device.wait, clock=lambda: device.now, longest_s=0.2)
+    assert "samples, at least" in " ".join(core.verdict(core.Result(series)))
+
+
+@pytest.mark.parametrize("share, want", [(0.01, 1), (0.5, 50), (0.9, 90), (0.99, 99), (0.991, 100), (1, 100)])
+def test_percentiles_are_nearest_rank(share, want):
+    assert core.percentile(range(100, 0, -1), share) == want
+
+
+@pytest.mark.parametrize("values, share", [([], 0.5), ([1.0], 0), ([1.0], 1.01)])
+def test_percentile_of_nothing_is_an_error(values, share):
+    with pytest.raises(ValueError):
+        core.percentile(values, share)
+
+
+def test_no_p99_of_few_samples():
+    assert "p99" not in core.summary([[1.0] * 99])
+    assert core.summary([[1.0] * 98 + [3.0, 2.0]])["p99"] == 2.0
+
+
+def good():
+    rng = np.random.default_rng(3)
+    rounds = [list(1 + rng.random(20) / 100) for _ in range(5)]
+    return core.Result({"back_to_back": ("ms", rounds)}, {}, {"error": 1e-6, "tolerance": 1e-4},
+                       {"sm_mhz": {"min": 1900.0, "max": 1980.0}}, {})
+
+
+def test_a_sound_result_counts():
+    assert core.verdict(good()) == []
+
+
+@pytest.mark.parametrize("spoil, word", [
+    (lambda r: r.accuracy.update(error=1e-3), "above the tolerance"),
+    (lambda r: r.accuracy.update(error=float("nan")), "above the tolerance"),
+    (lambda r: r.accuracy.update(error=None), "no error"),
+    (lambda r: r.accuracy.pop("tolerance"), "no tolerance"),
+    (lambda r: r.clocks["sm_mhz"].update(min=1500.0), "SM clock moved"),
+    (lambda r: r.series.update(back_to_back=("ms", r.series["back_to_back"][1][:2])), "40 samples"),
+    (lambda r: r.series["back_to_back"][1][0].__setitem__(0, 0.0), "not a positive"),
+    (lambda r: r.series["back_to_back"][1].__setitem__(0, [2.0] * 20), "medians"),
+    (lambda r: r.series.clear(), "no samples"),
+])
+def test_a_spoiled_result_is_invalid(spoil, word):
+    result = good()
+    spoil(result)
+    assert word in "; ".join(core.verdict(result))
+
+
+def conv_model():
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["c"], group=2, pads=[1, 1, 1, 1], strides=[2, 2]), helper.make_node("Relu", ["c"], ["y"])],
+        "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 6, 4, 4])],
+        [helper.make_tensor("w", TensorProto.FLOAT, [6, 2, 3, 3], [0.5] * 108)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+
+
+def test_counts_a_grouped_convolution_by_hand():
+    found = count.count(conv_model(), 5)
+    assert found.operations == 2 * 5 * 6 * 4 * 4 * (2 * 3 * 3)  # each output value: in-channels of its group times the kernel
+    assert (found.weights, found.inputs, found.outputs) == (4 * 108, 4 * 5 * 4 * 64, 4 * 5 * 6 * 16)
+    assert found.unfused == found.weights + found.inputs + 3 * found.outputs  # Conv writes, Relu reads and writes
+
+
+def test_counts_the_digits_model():
+    found = count.count_file(cpu.MODEL, 32)
+    assert found.operations == 2 * 32 * (784 * 128 + 128 * 10)
+    assert found.weights == 4 * (784 * 128 + 128 + 128 * 10 + 10)
+
+
+def test_float64_oracle_reads_the_digits():
+    data = np.load(ROOT / "models/digits_mlp/heldout.npz")
+    read = cpu._float64(data["images"].reshape(-1, 784).astype(np.float32) / 255).argmax(1)
+    assert (read == data["labels"]).sum() == 348
+
+
+def test_error_is_about_one_for_outputs_of_other_inputs():
+    want = cpu._float64(models.inputs("mlp"))
+    assert models.accuracy("mlp", "fp32", want.astype(np.float32), want)["error"] < 1e-6
+    assert models.accuracy("mlp", "fp32", want[::-1], want)["error"] > 0.5
+    assert models.accuracy("mlp", "fp32", want[:, :3], want)["error"] is None
+
+
+@pytest.fixture
+def place(tmp_path):
+    subprocess.run([sys.executable, "-m", "course.system", "here", str(tmp_path / "systems")], cwd=ROOT, check=True, capture_output=True)
+    return tmp_path / "runs"
+
+
+def measure(place, *more):
+    return bench.main(["cpu", "--system", "here", "--out", str(place), "--only", "mlp-fp32-b1-ort", *more])
+
+
+def test_a_run_fits_its_schema_and_is_not_made_twice(place, capsys, monkeypatch):
+    monkeypatch.setattr(core, "SPREAD_SHARE", 10.0)  # this machine is busy with other tests
+    assert measure(place) == 0
+    (path,) = place.glob("*.json")
+    run = json.loads(path.read_text())
+    schema = json.loads((ROOT / "course/run_schema.json").read_text())
+    jsonschema.validate(run, {**schema, "$ref": "#/$defs/run"})
+    samples = run["samples"]["back_to_back"]
+    assert sum(samples["rounds"]) == len(samples["values"]) == run["results"]["back_to_back"]["n"]
+    assert run["results"]["back_to_back"]["p50"] in samples["values"]
+    assert run["accuracy"]["same_top_class"] == 1 and run["accuracy"]["error"] < 1e-5
+    capsys.readouterr()
+    assert measure(place) == 0 and "finished before" in capsys.readouterr().out
+    assert json.loads(path.read_text()) == run
+
+
+def test_a_half_written_or_invalid_run_is_made_again(place, monkeypatch):
+    monkeypatch.setattr(core, "SPREAD_SHARE", 10.0)
+    measure(place)
+    (path,) = place.glob("*.json")
+    run = json.loads(path.read_text())
+    path.write_text(path.read_text()[:200])
+    assert bench.done(place, "here", "cpu", "mlp-fp32-b1-ort") is None
+    run["status"], run["reasons"] = "INVALID", ["for this test"]
+    path.write_text(json.dumps(run))
+    assert measure(place) == 0
+    assert json.loads(path.read_text())["status"] == "ok"
+
+
+def test_wrong_outputs_come_out_invalid(place, monkeypatch):
+    true = models.inputs("mlp")
+    calls = iter([true[::-1].copy(), true[::-1].copy()])  # the timed inputs; the oracle keeps its own
+    oracle = cpu._float64(true)
+    monkeypatch.setattr(models, "inputs", lambda name: next(calls))
+    monkeypatch.setattr(cpu, "_float64", lambda images: oracle)
+    assert measure(place) == 1
+    (path,) = place.glob("*.json")
+    run = json.loads(path.read_text())
+    assert run["status"] == "INVALID" and "above the tolerance" in " ".join(run["reasons"])
+
+
+def test_every_recorded_summary_follows_from_its_samples():
+    seen = 0
+    for path in sorted((ROOT / "measurements/runs").glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        for name, samples in run["samples"].items():
+            if "rounds" not in samples:
+                continue
+            at, medians = 0, []
+            for size in samples["rounds"]:
+                medians.append(statistics.median(samples["values"][at:at + size]))
+                at += size
+            found = run["results"][name]
+            ordered = sorted(samples["values"])
+            assert found["p50"] == ordered[-(-len(ordered) // 2) - 1], path.name
+            assert found["spread"] == pytest.approx((max(medians) - min(medians)) / statistics.median(medians), abs=1e-4), path.name
+            seen += 1
+    assert seen > 50
+
+
+@pytest.mark.parametrize("arguments, word", [
+    (["cpu"], "--system"), (["cpu", "--system", "no-such-machine"], "course.system"),
+    (["cpu", "--system", "here", "--only", "nothing-*"], "no case"), (["nothing"], "invalid choice"),
+])
+def test_bad_input_says_what_to_do(arguments, word, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(arguments)
+    assert word in capsys.readouterr().err
+
+
+def test_fix_batch_leaves_the_model_as_it_was():
+    model = conv_model()
+    before = model.SerializeToString()
+    fixed = count.fix_batch(model, 3)
+    assert model.SerializeToString() == before and fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
+    onnx.checker.check_model(fixed)
