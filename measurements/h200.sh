@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All GPU suites on a host with two NVIDIA GPUs and no network, inside one lease: what the runs named 2026-*_h200x2-* came from.
+# All GPU suites on a host with two NVIDIA GPUs and no network, in one session: what the runs named 2026-*_h200x2-* came from.
 #
 #   measurements/h200.sh prepare OUT TRT_PYTHON PYTHON      describes the systems and makes the models (about 2 minutes)
 #   measurements/h200.sh measure OUT TRT_PYTHON PYTHON S    measures for S seconds; again: goes on where it stopped

@@ -351,7 +351,7 @@ TITLES = {"mlp": "MLP 784-128-10", "resnet50": "ResNet-50", "bert": "BERT-base e
 
 
 def cases():
-    """All models, batches, precisions and ways; what matters most first, so that a short lease measures that."""
+    """All models, batches, precisions and ways; what matters most first, so that a short session measures that."""
     found = []
     for precision in ("fp16", "tf32", "int8", "fp32"):
         for name in models.NAMES:
