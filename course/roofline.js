@@ -82,7 +82,7 @@
     for (e = x0; e <= x1; e++) {
       at = x(Math.pow(10, e)).toFixed(1);
       draw(svg, "path", { d: "M" + at + " " + box.top + "V" + box.bottom, class: "icr-grid" });
-      draw(svg, "text", { x: at, y: box.bottom + 17, "text-anchor": e === x1 ? "end" : "middle" }, Number(Math.pow(10, e).toPrecision(1)).toLocaleString("en-US"));
+      draw(svg, "text", { x: at, y: box.bottom + 17, "text-anchor": e === x1 ? "end" : "middle" }, ["0.1", "1", "10", "100", "1k", "10k"][e - x0]);
     }
     ["10\u00a0G", "100\u00a0G", "1\u00a0T", "10\u00a0T", "100\u00a0T", "1\u00a0P"].forEach(function (label, i) {
       at = y(Math.pow(10, y0 + i)).toFixed(1);
