@@ -1,0 +1,18 @@
+"""Runs in the submission's process: calls accuracy_gate with arrays that stay the same objects from call to call."""
+import sys
+
+
+def call_and_compare(reference, candidate, labels):
+    """Names of the arrays that accuracy_gate changed."""
+    arrays = {name: a.copy() for name, a in (("reference", reference), ("candidate", candidate), ("labels", labels))}
+    before = {name: array.tobytes() for name, array in arrays.items()}
+    sys.modules["submission"].accuracy_gate(*arrays.values(), "bfloat16")
+    return [name for name, array in arrays.items() if array.tobytes() != before[name]]
+
+
+def fill_again(reference, first, second, labels):
+    """The reasons for two candidates that are handed over in one array, one after the other."""
+    gate, candidate = sys.modules["submission"].accuracy_gate, first.copy()
+    one = list(gate(reference, candidate, labels, "int8")["reasons"])
+    candidate[:] = second
+    return one, list(gate(reference, candidate, labels, "int8")["reasons"])
