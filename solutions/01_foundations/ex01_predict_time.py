@@ -33,13 +33,13 @@
 #
 #   | operator | operations |
 #   | --- | --- |
-#   | `Conv` (1, 2 or 3 spatial dimensions, any group, strides, pads, dilations) | 2 × output elements × weights that one output element uses; + output elements if there is a bias |
+#   | `Conv` (1, 2 or 3 spatial dimensions, any group, strides, pads, dilations) | 2 · output elements · weights that one output element uses; + output elements if there is a bias |
 #   | `Gemm` | 2·M·N·K; + M·N if there is a `C`. `alpha` and `beta` are free |
-#   | `MatMul` (rank 2 or more, leading dimensions broadcast) | 2 × output elements × K |
-#   | `Add` `Sub` `Mul` `Div` `Relu` `Sigmoid` `Tanh` | 1 × output elements |
-#   | `Softmax` | 5 × output elements |
-#   | `MaxPool` | kernel positions × elements of the first output |
-#   | `GlobalAveragePool` | 1 × input elements |
+#   | `MatMul` (rank 2 or more, leading dimensions broadcast) | 2 · output elements · K |
+#   | `Add` `Sub` `Mul` `Div` `Relu` `Sigmoid` `Tanh` | 1 · output elements |
+#   | `Softmax` | 5 · output elements |
+#   | `MaxPool` | kernel positions · elements of the first output |
+#   | `GlobalAveragePool` | 1 · input elements |
 #   | `Transpose` `Concat` `Cast` | 0 |
 #
 # - `bytes`: every distinct tensor that the node reads, once, and every output, each with its own element size. An optional
@@ -273,8 +273,7 @@ def measure(start, finish, clock, prediction, warmup=3, repeats=20):
 # %% [markdown]
 # ## Try it
 #
-# An invented machine with round numbers, so that you can check by hand: 1 TB/s, 100 TFLOP/s in matrix units, 10 TFLOP/s
-# elsewhere, 5 microseconds a launch.
+# On an invented machine with round numbers, so that you can check by hand:
 
 # %%
 MACHINE = {"bandwidth": 1e12, "matrix": {"float32": 1e14, "float16": 2e14}, "vector": 1e13, "launch": 5e-6}
