@@ -89,12 +89,12 @@ import onnx
 from course import ROOT
 
 MODEL = ROOT / "models/digits_mlp/digits_mlp.onnx"
-graph = onnx.load(MODEL).graph
-for value in (*graph.input, *graph.output):
+digits = onnx.load(MODEL).graph
+for value in (*digits.input, *digits.output):
     print(value.name, [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim])
-for tensor in graph.initializer:
+for tensor in digits.initializer:
     print("constant", tensor.name, list(tensor.dims))
-for node in graph.node:
+for node in digits.node:
     print(node.op_type, list(node.input), "→", list(node.output), {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute})
 
 # %% [markdown] tags=["hint"]
