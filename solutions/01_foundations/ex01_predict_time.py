@@ -112,7 +112,7 @@ for node in digits.node:
 # %% [markdown] tags=["hint"]
 # **Hint 3.** For a layer: `times = {"memory": ..., "compute": ..., "launch": ...}`, `bound = max(times, key=times.get)`. A dict keeps its
 # order and `max` returns the first of equals, which is the order for ties. In `measure`: warm up with `start()` *and* `finish()`, then
-# `begin = clock(); start(); finish(); times.append(clock() - begin)`, and `statistics.median(times)`.
+# read the clock before `start()` and again after `finish()`, keep the difference, and take `statistics.median` of all of them.
 
 # %% [markdown]
 # ## Your answer
