@@ -17,7 +17,7 @@ from pathlib import Path
 from course import ROOT
 from course.bench import core
 
-SUITES = {"cpu": "the digits MLP on any machine", "micro": "a GPU's ceilings and experiments (torch)",
+SUITES = {"cpu": "the digits MLP on any machine", "book": "the book's own builds and pages", "micro": "a GPU's ceilings and experiments (torch)",
           "gpu": "MLP, ResNet-50 and BERT-base on an NVIDIA GPU (what this interpreter can import of tensorrt, onnxruntime, torch)"}
 
 

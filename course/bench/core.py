@@ -50,6 +50,7 @@ class Result:
     accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
     clocks: dict[str, Any] = dataclasses.field(default_factory=dict)
     configuration: dict[str, Any] = dataclasses.field(default_factory=dict)
+    enough: int = SAMPLES  # fewer samples of a series are too few; less only where one sample takes half a minute
 
 
 def percentile(values: Iterable[float], share: float) -> float:
@@ -204,8 +205,8 @@ def verdict(result: Result) -> list[str]:
         reasons.append("no samples were taken")
     for name, (unit, rounds) in result.series.items():
         samples = [value for values in rounds for value in values]
-        if len(samples) < SAMPLES:
-            reasons.append(f"{name}: {len(samples)} samples, at least {SAMPLES} are wanted")
+        if len(samples) < result.enough:
+            reasons.append(f"{name}: {len(samples)} samples, at least {result.enough} are wanted")
         if any(not value > 0 or value == float("inf") for value in samples):
             reasons.append(f"{name}: a sample is not a positive number of {unit}")
         elif samples and name == "back_to_back" and summary(rounds)["spread"] > SPREAD_SHARE:
