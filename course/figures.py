@@ -6,6 +6,13 @@
 
 Rows are the ways a model was run, columns the batch sizes; a cell is the median time a batch, back to back, in milliseconds.
 A configuration without a valid run shows a dash: nothing is filled in. Under the table stands on which boards and when.
+
+    ```{cost-table} resnet50 fp16
+    :systems: h200x2-trt86, h200x2-ort131
+    :price: 3.50
+    ```
+
+The same runs as money: US dollars for a million inferences on a GPU that costs ``price`` US dollars an hour and is never idle.
 """
 
 from __future__ import annotations
@@ -39,9 +46,31 @@ def newest(root: Path, model: str, precision: str, systems: list[str]) -> dict[t
     return found
 
 
+def cost_per_million(run: dict[str, Any], price: float) -> float:
+    """US dollars for a million inferences at ``price`` US dollars a GPU hour, when batches follow each other without a gap.
+
+    The run gives the milliseconds of a batch, so ``ms / batch`` is the GPU time of one inference. A million of them take a million
+    times that, and an hour has 3.6 million milliseconds: the price of the hour times ``ms / batch / 3.6``.
+    """
+    return price * run["results"]["back_to_back"]["p50"] / run["configuration"]["batch"] / 3.6
+
+
+def _price(argument: str | None) -> float:
+    price = float(directives.unchanged_required(argument))
+    if not 0 < price < float("inf"):
+        raise ValueError(f"{argument!r} is not a price; give the US dollars of one GPU hour, for example 3.50")
+    return price
+
+
 class BenchTable(SphinxDirective):
     required_arguments = 2
     option_spec: ClassVar[dict] = {"systems": directives.unchanged_required}
+
+    def corner(self) -> str:
+        return "ms a batch, median"
+
+    def shown(self, run: dict[str, Any]) -> str:
+        return f"{run['results']['back_to_back']['p50']:.3g}"
 
     def run(self) -> list[nodes.Node]:
         root = Path(self.env.srcdir)
@@ -50,10 +79,10 @@ class BenchTable(SphinxDirective):
         try:
             found = newest(root, model, precision, systems)
         except runs.RunError as problem:
-            logger.warning("{bench-table}: %s", problem, location=self.get_location())
+            logger.warning("{%s}: %s", self.name, problem, location=self.get_location())
             return []
         if not found:
-            logger.warning("{bench-table} %s %s: no valid run on %s", model, precision, ", ".join(systems), location=self.get_location())
+            logger.warning("{%s} %s %s: no valid run on %s", self.name, model, precision, ", ".join(systems), location=self.get_location())
             return []
         for run in found.values():
             self.env.note_dependency(str(runs.run_path(root, run["id"])))
@@ -69,7 +98,7 @@ class BenchTable(SphinxDirective):
         def row(*cells: nodes.Node) -> nodes.row:
             return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", cell)) for cell in cells))
 
-        head += row(nodes.Text("ms a batch, median"), *(nodes.Text(f"batch {batch}") for batch in batches))
+        head += row(nodes.Text(self.corner()), *(nodes.Text(f"batch {batch}") for batch in batches))
         for way in ways:
             cells: list[nodes.Node] = [nodes.Text(TITLES[way])]
             for batch in batches:
@@ -77,8 +106,7 @@ class BenchTable(SphinxDirective):
                 if not run:
                     cells.append(nodes.Text("–"))
                     continue
-                text = f"{run['results']['back_to_back']['p50']:.3g}"
-                cells.append(addnodes.download_reference("", "", nodes.Text(text), reftarget=f"/measurements/runs/{run['id']}.json",
+                cells.append(addnodes.download_reference("", "", nodes.Text(self.shown(run)), reftarget=f"/measurements/runs/{run['id']}.json",
                                                          refdoc=self.env.docname, reftitle=f"{run['id']}, spread {run['results']['back_to_back']['spread']:.1%}"))
             body += row(*cells)
         self.set_source_info(table)
@@ -100,6 +128,23 @@ class BenchTable(SphinxDirective):
         return nodes.paragraph(text, text, classes=["bench-note"])
 
 
+class CostTable(BenchTable):
+    option_spec: ClassVar[dict] = {**BenchTable.option_spec, "price": _price}
+
+    def run(self) -> list[nodes.Node]:
+        if "price" not in self.options:
+            logger.warning("{cost-table} %s: no price; add ':price:' with the US dollars of one GPU hour", " ".join(self.arguments), location=self.get_location())
+            return []
+        return super().run()
+
+    def corner(self) -> str:
+        return f"USD a million, GPU at {self.options['price']:.2f} USD an hour"
+
+    def shown(self, run: dict[str, Any]) -> str:
+        return f"{cost_per_million(run, self.options['price']):.3g}"
+
+
 def setup(app: Any) -> dict[str, Any]:
     app.add_directive("bench-table", BenchTable)
+    app.add_directive("cost-table", CostTable)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
