@@ -13,10 +13,26 @@ A configuration without a valid run shows a dash: nothing is filled in. Under th
     ```
 
 The same runs as money: US dollars for a million inferences on a GPU that costs ``price`` US dollars an hour and is never idle.
+
+    ```{share-table} resnet50 fp16
+    :systems: h200x2-trt86, h200x2-ort131
+    :limits: h200x2-ort131
+    ```
+
+The same runs as a share of the speed of light: the least time that the machine ``limits`` was measured to allow, over the time taken.
+
+    ```{bench-plot} resnet50 fp16
+    :systems: h200x2-trt86, h200x2-ort131
+    :limits: h200x2-ort131
+    ```
+
+The same runs as inferences a second by batch, with that least time as a dashed line. ``{growth-plot} epyc-2core`` draws what building the book costs.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +42,7 @@ from sphinx import addnodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from course import runs
+from course import plots, runs
 
 logger = logging.getLogger(__name__)
 TITLES = {
@@ -55,6 +71,44 @@ def cost_per_million(run: dict[str, Any], price: float) -> float:
     return price * run["results"]["back_to_back"]["p50"] / run["configuration"]["batch"] / 3.6
 
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one machine was measured to do: bytes a second of a copy, operations a second of a large matrix product, and those runs."""
+
+    bandwidth: float
+    rate: float
+    runs: tuple[dict[str, Any], ...]
+
+    def least_ms(self, counts: dict[str, Any]) -> float:
+        """The roofline's time: the longer of moving ``counts["bytes"]`` and doing ``counts["operations"]``."""
+        return max(counts["bytes"] / self.bandwidth, counts["operations"] / self.rate) * 1e3
+
+
+def limits(root: Path, system: str, precision: str) -> Limits:
+    """The newest valid micro runs of ``system``: the copy, and the matrix product in ``precision``. Raises RunError where one is missing."""
+    found = []
+    for case in ("copy", f"matmul-{precision}"):
+        valid = [run for path in sorted((root / "measurements/runs").glob(f"*_{system}_micro.{case}.json"))
+                 if (run := runs.load_run(root, path.stem)).get("status") == "ok"]
+        if not valid:
+            raise runs.RunError(f"no valid run micro.{case} on {system}: the speed of light of that machine is not known")
+        found.append(valid[-1])
+    return Limits(found[0]["results"]["bytes_per_s"], found[1]["results"]["operations_per_s"], tuple(found))
+
+
+def counts_of(root: Path, model: str, precision: str, batch: int) -> dict[str, Any]:
+    """Operations and least bytes of one batch, from measurements/counts.json; FP32 and TF32 are stored in 32 bits.
+
+    Raises RunError for INT8, whose bytes depend on which tensors an engine keeps in 8 bits, and for a model that was not counted.
+    """
+    storage = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16"}.get(precision)
+    kept = json.loads((root / "measurements/counts.json").read_text(encoding="utf-8"))
+    try:
+        return kept[model][storage][str(batch)]
+    except KeyError:
+        raise runs.RunError(f"measurements/counts.json has no counts of {model} in {precision} at batch {batch}; run python -m course.bench.count") from None
+
+
 def _price(argument: str | None) -> float:
     price = float(directives.unchanged_required(argument))
     if not 0 < price < float("inf"):
@@ -72,20 +126,27 @@ class BenchTable(SphinxDirective):
     def shown(self, run: dict[str, Any]) -> str:
         return f"{run['results']['back_to_back']['p50']:.3g}"
 
-    def run(self) -> list[nodes.Node]:
+    def found(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """The runs of the table, after noting that the page depends on them; empty, with a warning, where there is none."""
         root = Path(self.env.srcdir)
         model, precision = self.arguments
         systems = [name.strip() for name in self.options.get("systems", "").split(",") if name.strip()]
+        found = newest(root, model, precision, systems)
+        if not found:
+            raise runs.RunError(f"{model} {precision}: no valid run on {', '.join(systems)}")
+        for run in found.values():
+            self.env.note_dependency(str(runs.run_path(root, run["id"])))
+        return found
+
+    def run(self) -> list[nodes.Node]:
         try:
-            found = newest(root, model, precision, systems)
+            return self.drawn(self.found())
         except runs.RunError as problem:
             logger.warning("{%s}: %s", self.name, problem, location=self.get_location())
             return []
-        if not found:
-            logger.warning("{%s} %s %s: no valid run on %s", self.name, model, precision, ", ".join(systems), location=self.get_location())
-            return []
-        for run in found.values():
-            self.env.note_dependency(str(runs.run_path(root, run["id"])))
+
+    def drawn(self, found: dict[tuple[str, int], dict[str, Any]]) -> list[nodes.Node]:
+        root = Path(self.env.srcdir)
         batches = sorted({batch for _, batch in found})
         ways = [way for way in TITLES if any(way == w for w, _ in found)]
         table, group = nodes.table(classes=["bench-table"]), nodes.tgroup(cols=len(batches) + 1)
@@ -144,7 +205,88 @@ class CostTable(BenchTable):
         return f"{cost_per_million(run, self.options['price']):.3g}"
 
 
+class ShareTable(BenchTable):
+    option_spec: ClassVar[dict] = {**BenchTable.option_spec, "limits": directives.unchanged_required}
+
+    def corner(self) -> str:
+        return "% of the speed of light"
+
+    def drawn(self, found: dict[tuple[str, int], dict[str, Any]]) -> list[nodes.Node]:
+        root = Path(self.env.srcdir)
+        self.limits = limits(root, self.options.get("limits", ""), self.arguments[1])
+        for run in self.limits.runs:
+            self.env.note_dependency(str(runs.run_path(root, run["id"])))
+        self.env.note_dependency(str(root / "measurements/counts.json"))
+        return super().drawn(found)
+
+    def shown(self, run: dict[str, Any]) -> str:
+        counts = counts_of(Path(self.env.srcdir), *self.arguments, run["configuration"]["batch"])
+        return f"{100 * self.limits.least_ms(counts) / run['results']['back_to_back']['p50']:.2g}"
+
+    def note(self, root: Path, found: dict) -> nodes.Node:
+        def link(text: str, target: str) -> nodes.Node:
+            return addnodes.download_reference("", "", nodes.Text(text), reftarget=f"/measurements/{target}", refdoc=self.env.docname)
+
+        copy, product = self.limits.runs
+        return nodes.paragraph("", "", nodes.Text("The limit: "), link("operations and bytes counted from the ONNX graph", "counts.json"), nodes.Text(", "),
+                               link("the copy", f"runs/{copy['id']}.json"), nodes.Text(" and "), link("the matrix product", f"runs/{product['id']}.json"),
+                               nodes.Text(" measured on the machine. The time: the run behind each number."), classes=["bench-note"])
+
+
+class BenchPlot(ShareTable):
+    """Inferences a second by batch, and the limit; the table beside it has the numbers."""
+
+    NAMES: ClassVar[dict] = {"mlp": "MLP 784-128-10", "resnet50": "ResNet-50", "bert": "BERT-base, 128 tokens"}
+
+    def drawn(self, found: dict[tuple[str, int], dict[str, Any]]) -> list[nodes.Node]:
+        root = Path(self.env.srcdir)
+        model, precision = self.arguments
+        super().drawn(found)  # finds the limits, notes what the page depends on
+        lines = []
+        for way, title in TITLES.items():
+            points = sorted((batch, batch / run["results"]["back_to_back"]["p50"] * 1e3) for (w, batch), run in found.items() if w == way)
+            if points:
+                lines.append(plots.Line(title, *zip(*points, strict=True)))
+        batches = sorted({batch for _, batch in found})
+        least = [batch / self.limits.least_ms(counts_of(root, model, precision, batch)) * 1e3 for batch in batches]
+        lines.append(plots.Line("speed of light of this machine", batches, least, limit=True))
+        title = f"{self.NAMES[model]}, {precision.upper()}: inferences a second by batch, the table's numbers drawn"
+        drawing = plots.chart(lines, title, "batch", "inferences a second", ticks=batches)
+        return [nodes.raw("", f'<div class="drawing">{drawing}</div>', format="html")]
+
+
+class GrowthPlot(SphinxDirective):
+    """Processor seconds of a build by the number of questions, from the newest valid runs of ``course.bench book`` on a system."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        root, system = Path(self.env.srcdir), self.arguments[0]
+        newest: dict[int, dict[str, Any]] = {}
+        try:
+            for path in sorted((root / "measurements/runs").glob(f"*_{system}_book.build-*.json")):
+                run = runs.load_run(root, path.stem)
+                if run["status"] == "ok":
+                    newest[run["configuration"]["questions"]] = run
+            if len(newest) < 2:
+                raise runs.RunError(f"{len(newest)} valid runs book.build-* on {system}: growth needs two sizes or more")
+        except runs.RunError as problem:
+            logger.warning("{growth-plot}: %s", problem, location=self.get_location())
+            return []
+        sizes = sorted(newest)
+        for run in newest.values():
+            self.env.note_dependency(str(runs.run_path(root, run["id"])))
+        cold, warm = ([newest[size]["results"][name]["p50"] for size in sizes] for name in ("cold_build_cpu", "warm_build_cpu"))
+        lines = [plots.Line("cold build", sizes, cold), plots.Line("after one changed question", sizes, warm),
+                 plots.Line(f"proportional to the {sizes[0]}-question cold build", [0, sizes[-1]], [0, cold[0] * sizes[-1] / sizes[0]], limit=True)]
+        drawing = plots.chart(lines, "Processor seconds to build the book, by its number of questions", "questions", "processor seconds", log=False, ticks=sizes)
+        return [nodes.raw("", f'<div class="drawing">{drawing}</div>', format="html")]
+
+
 def setup(app: Any) -> dict[str, Any]:
     app.add_directive("bench-table", BenchTable)
     app.add_directive("cost-table", CostTable)
+    app.add_directive("share-table", ShareTable)
+    app.add_directive("bench-plot", BenchPlot)
+    app.add_directive("growth-plot", GrowthPlot)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

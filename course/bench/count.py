@@ -1,21 +1,29 @@
 """Operations and bytes of an ONNX graph, counted from the graph alone.
 
+    python -m course.bench.count FOLDER      counts the models that course.bench.models has put there, into measurements/counts.json
+
 Source of the formulas: the operators' definitions in the ONNX standard; one multiplication and addition are two operations.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
+from course import ROOT
+
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """``operations``: of Conv, Gemm and MatMul. ``weights``, ``inputs``, ``outputs``: bytes, each moved once.
+    """``operations``: of Conv, Gemm and MatMul. ``weights``, ``inputs``, ``outputs``: bytes, each moved once; of a table that only
+    Gather reads, as many rows as are picked.
     ``unfused``: bytes if every node read its inputs from memory and wrote its outputs to it."""
 
     operations: int
@@ -88,11 +96,43 @@ def count(model: onnx.ModelProto, batch: int) -> Count:
         elif node.op_type == "Gemm":
             across = next((a.i for a in node.attribute if a.name == "transA"), 0)
             operations += 2 * prod(out) * shapes[node.input[0]][0][0 if across else 1]
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+
+    def read(name: str) -> int:
+        nodes = users.get(name, [])
+        if nodes and all(node.op_type == "Gather" and node.input[0] == name for node in nodes):
+            return min(bytes_of(name), sum(bytes_of(node.output[0]) for node in nodes))
+        return bytes_of(name)
+
     inputs = {value.name for value in graph.input} - set(weights)
     return Count(
-        operations, sum(map(bytes_of, weights)), sum(map(bytes_of, sorted(inputs))), sum(bytes_of(v.name) for v in graph.output), unfused, nodes
+        operations, sum(map(read, weights)), sum(map(bytes_of, sorted(inputs))), sum(bytes_of(v.name) for v in graph.output), unfused, nodes
     )
 
 
 def count_file(path: Path, batch: int) -> Count:
     return count(onnx.load(path), batch)
+
+
+def counts(folder: Path) -> dict[str, Any]:
+    """{model: {storage: {batch: {operations, bytes, ...}}}} of the models in ``folder``; ``bytes`` is what has to move at least."""
+    found: dict[str, Any] = {}
+    for name in ("mlp", "resnet50", "bert"):
+        for storage in ("fp32", "fp16"):
+            model = onnx.load(folder / name / f"{storage}.onnx")
+            for batch in (1, 8, 32, 128):
+                one = count(model, batch)
+                found.setdefault(name, {}).setdefault(storage, {})[str(batch)] = {
+                    "operations": one.operations, "bytes": one.compulsory, "unfused_bytes": one.unfused, "nodes": one.nodes}
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit("Give the folder of the models: python -m course.bench.models FOLDER, then python -m course.bench.count FOLDER")
+    target = ROOT / "measurements/counts.json"
+    target.write_text(json.dumps(counts(Path(sys.argv[1])), indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {target.relative_to(ROOT)}")

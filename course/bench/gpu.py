@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -86,6 +90,7 @@ def build_engine(trt, logger, name, precision, batch, level):
 
     flags = {"fp16": ["FP16"], "int8": ["INT8", "FP16"], "tf32": ["TF32"], "fp32": []}[precision]
     graph = count.fix_batch(onnx.load(folder() / name / {"fp16": "fp16.onnx", "int8": "int8.onnx"}.get(precision, "fp32.onnx")), batch)
+    joined = models.join_projections(graph) if os.environ.get("BENCH_JOIN") else 0
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, logger)
@@ -107,11 +112,17 @@ def build_engine(trt, logger, name, precision, batch, level):
         last.dtype = trt.float16
     if name == "resnet50" and precision in ("fp16", "int8"):
         first.allowed_formats = 1 << int(trt.TensorFormat.LINEAR) | 1 << int(trt.TensorFormat.HWC8)
+    kept = os.environ.get("BENCH_TIMING_CACHE")
+    if kept:
+        known = Path(kept).read_bytes() if Path(kept).exists() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise RuntimeError("the builder returned None; its log says why")
+    if kept:
+        Path(kept).write_bytes(bytes(memoryview(config.get_timing_cache().serialize())))
     return plan, {"builder_optimization_level": level, "builder_flags": flags, "tactic_sources": ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"],
-                  "workspace_bytes": 8 << 30, "io_dtype": "float16" if precision in ("fp16", "int8") else "float32"}
+                  "workspace_bytes": 8 << 30, "joined_projections": joined, "io_dtype": "float16" if precision in ("fp16", "int8") else "float32"}
 
 
 def level_for(precision):
@@ -126,7 +137,7 @@ def tensorrt_graph(name, precision, batch):
 
     logger = trt.Logger(trt.Logger.ERROR)
     level = level_for(precision)
-    cache = folder() / name / f"{precision}-b{batch}-l{level}.plan"
+    cache = folder() / name / f"{precision}-b{batch}-l{level}{'-joined' if os.environ.get('BENCH_JOIN') else ''}.plan"
     note = cache.with_suffix(".json")
     if cache.exists():
         plan, (asked, build_s) = cache.read_bytes(), json.loads(note.read_text())
@@ -169,7 +180,63 @@ def tensorrt_graph(name, precision, batch):
                    {**asked, "input_format": str(layout).rsplit(".", 1)[-1], "path": "CUDA graph over execute_async_v3"})
     if precision in ("fp16", "int8"):
         found.results["profile"] = layer_times(trt, context, stream)
+        if shutil.which("ncu") and os.environ.get("BENCH_NCU"):
+            found.results["kernels"] = plan_kernels(cache)
     return found
+
+
+def plan_kernels(plan):
+    """The kernels of one `execute_async_v3` of a plan file: Nsight Compute around a process of its own, slowest 25 first.
+
+    Each kernel runs alone there, caches as the kernel before left them, clocks as they are: the sum is more than the graph's
+    time where kernels overlap. Raises RuntimeError with ncu's last words where it fails.
+    """
+    done = subprocess.run(
+        ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--metrics", "gpu__time_duration.sum", "--clock-control", "none", "--cache-control", "none",
+         "--profile-from-start", "off", sys.executable, "-c", "import sys; from course.bench import gpu; gpu.run_once_profiled(sys.argv[1])", str(plan)],
+        capture_output=True, text=True, timeout=120)
+    if os.environ.get("BENCH_NCU") != "1":
+        Path(os.environ["BENCH_NCU"]).with_name(f"{Path(plan).parent.name}-{Path(plan).stem}.ncu.csv").write_text(done.stdout + done.stderr)
+    if done.returncode:
+        raise RuntimeError(f"ncu ended with {done.returncode}: {(done.stderr + done.stdout)[-600:]}")
+    return ncu_kernels(done.stdout)
+
+
+def ncu_kernels(text):
+    """`ncu --csv --page raw --print-units base` as {"unit", "total", "kernels", "slowest": [[name, us, launches], ...]}; raises ValueError without rows."""
+    lines = [line for line in text.splitlines() if line.startswith('"')]
+    spent = {}
+    for row in csv.DictReader(lines):
+        if row["ID"]:  # the row after the header holds the units
+            us, count = spent.get(row["Kernel Name"], (0.0, 0))
+            spent[row["Kernel Name"]] = us + float(row["gpu__time_duration.sum"].replace(",", "")) / 1e3, count + 1
+    if not spent:
+        raise ValueError(f"ncu listed no kernel; it printed: {text[-300:]!r}")
+    slow = sorted(spent.items(), key=lambda item: -item[1][0])
+    return {"unit": "us", "total": round(sum(us for _, (us, _) in slow), 2), "kernels": sum(n for _, (_, n) in slow),
+            "slowest": [[name[:160], round(us, 2), n] for name, (us, n) in slow[:25]]}
+
+
+def run_once_profiled(path):
+    """Runs a plan with fixed shapes on zeros three times and lets a profiler see the fourth."""
+    import pycuda.autoprimaryctx  # noqa: F401
+    import pycuda.driver as cuda
+    import tensorrt as trt
+
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(Path(path).read_bytes())
+    context, stream, kept = engine.create_execution_context(), cuda.Stream(), []
+    for name in (engine.get_tensor_name(n) for n in range(engine.num_io_tensors)):
+        size = engine.get_tensor_bytes_per_component(name) or 4
+        memory = cuda.mem_alloc(2 * 8 * size * int(np.prod(tuple(engine.get_tensor_shape(name)))))  # 8: a vectorized format pads channels
+        cuda.memset_d8(memory, 0, 2 * 8 * size * int(np.prod(tuple(engine.get_tensor_shape(name)))))
+        context.set_tensor_address(name, int(memory))
+        kept.append(memory)
+    for number in range(4):
+        if number == 3:
+            cuda.start_profiler()
+        context.execute_async_v3(stream.handle)
+        stream.synchronize()
+    cuda.stop_profiler()
 
 
 def layer_times(trt, context, stream, runs=20):

@@ -178,6 +178,45 @@ def prepare(folder, name):
     (home / "done.json").write_text(json.dumps({"torch": torch.__version__, "onnx": onnx.__version__}), encoding="utf-8")
 
 
+def join_projections(model):
+    """Joins MatMuls by constants of one size that read the same tensor, each with its Add, into one MatMul, Add and Split, in place.
+
+    So query, key and value of an attention layer become one matrix product. Returns how many groups were joined.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = list(graph.node)
+    users: dict[str, list[int]] = {}
+    for place, node in enumerate(nodes):
+        for name in node.input:
+            users.setdefault(name, []).append(place)
+    groups: dict[tuple, list[tuple[int, int, str]]] = {}
+    for place, node in enumerate(nodes):
+        after = users.get(node.output[0], [])
+        if node.op_type == "MatMul" and node.input[1] in weights and len(after) == 1 and nodes[after[0]].op_type == "Add":
+            for bias in set(nodes[after[0]].input) & set(weights):
+                groups.setdefault((node.input[0], tuple(weights[node.input[1]].dims)), []).append((place, after[0], bias))
+    made, gone = {}, set()
+    for (source, _), members in groups.items():
+        if len(members) > 1:
+            name = f"joined_{len(made)}"
+            arrays = {"weight": np.concatenate([numpy_helper.to_array(weights[nodes[place].input[1]]) for place, _, _ in members], axis=1),
+                      "bias": np.concatenate([numpy_helper.to_array(weights[bias]) for _, _, bias in members]),
+                      "sizes": np.array([weights[bias].dims[0] for _, _, bias in members], np.int64)}
+            graph.initializer.extend(numpy_helper.from_array(array, f"{name}_{part}") for part, array in arrays.items())
+            made[members[0][0]] = [
+                helper.make_node("MatMul", [source, f"{name}_weight"], [f"{name}_product"]),
+                helper.make_node("Add", [f"{name}_product", f"{name}_bias"], [f"{name}_sum"]),
+                helper.make_node("Split", [f"{name}_sum", f"{name}_sizes"], [nodes[after].output[0] for _, after, _ in members], axis=-1)]
+            gone |= {place for member in members for place in member[:2]}
+    new = [copied for place, node in enumerate(nodes) for copied in [*made.get(place, []), *([] if place in gone else [node])]]
+    del graph.node[:]
+    graph.node.extend(new)
+    return len(made)
+
+
 def half(home):
     """FP16 graph with FP16 inputs and outputs, by ONNX Runtime's converter."""
     from onnxruntime.transformers.float16 import convert_float_to_float16

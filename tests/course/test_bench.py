@@ -7,12 +7,13 @@ import sys
 import jsonschema
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from onnx import TensorProto, helper
 
 from course import ROOT
 from course.bench import __main__ as bench
-from course.bench import core, count, cpu, models
+from course.bench import core, count, cpu, gpu, models
 
 
 class Device:
@@ -105,6 +106,62 @@ def test_counts_a_grouped_convolution_by_hand():
     assert found.operations == 2 * 5 * 6 * 4 * 4 * (2 * 3 * 3)  # each output value: in-channels of its group times the kernel
     assert (found.weights, found.inputs, found.outputs) == (4 * 108, 4 * 5 * 4 * 64, 4 * 5 * 6 * 16)
     assert found.unfused == found.weights + found.inputs + 3 * found.outputs  # Conv writes, Relu reads and writes
+
+
+def test_counts_of_a_table_the_rows_that_are_read():
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "ids"], ["rows"]), helper.make_node("MatMul", ["rows", "w"], ["y"])],
+        "g", [helper.make_tensor_value_info("ids", TensorProto.INT32, ["n", 3])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3, 2])],
+        [helper.make_tensor("table", TensorProto.FLOAT, [100, 4], [0.5] * 400), helper.make_tensor("w", TensorProto.FLOAT, [4, 2], [0.5] * 8)])
+    found = count.count(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), 5)
+    assert found.weights == 4 * (5 * 3 * 4 + 8) and found.operations == 2 * 5 * 3 * 4 * 2
+
+
+def test_the_committed_counts_are_those_of_the_models():
+    kept = json.loads((ROOT / "measurements/counts.json").read_text())
+    for batch in (1, 8, 32, 128):
+        one = count.count_file(cpu.MODEL, batch)
+        assert kept["mlp"]["fp32"][str(batch)] == {"operations": one.operations, "bytes": one.compulsory, "unfused_bytes": one.unfused, "nodes": one.nodes}
+        # BERT-base by hand: four products of 768 x 768 and two of 768 x 3072 a token and layer, scores and mix of 128 x 128 x 64 in 12 heads
+        a_layer = 128 * (4 * 768 * 768 + 2 * 768 * 3072) + 2 * 12 * 128 * 128 * 64
+        assert kept["bert"]["fp16"][str(batch)]["operations"] == 2 * 12 * a_layer * batch
+        # what moves: the layers' weights, the ids' rows, the places, one gain and offset that all norms share, as untrained norms are equal;
+        # ids are int32, the output 16 bits
+        weights = 12 * (4 * 768 * 769 + 3072 * 769 + 768 * 3073) + 2 * 768 + 128 * 768
+        rows, out = batch * 128 * 768, batch * 128 * 768
+        assert abs(kept["bert"]["fp16"][str(batch)]["bytes"] - (2 * (weights + rows + out) + 4 * batch * 128)) < 4096
+        # ResNet-50 is 4.09 billion multiplications and additions an image (stride in the 3 x 3 convolution)
+        assert kept["resnet50"]["fp16"][str(batch)]["operations"] == pytest.approx(2 * 4.09e9 * batch, rel=0.003)
+
+
+def test_joins_projections_of_one_tensor_and_keeps_the_result():
+    rng = np.random.default_rng(3)
+    arrays = {f"{kind}{n}": rng.standard_normal(shape).astype(np.float32) for n in range(3) for kind, shape in (("w", (4, 6)), ("b", (6,)))}
+    nodes = [node for n in range(3) for node in (helper.make_node("MatMul", ["x", f"w{n}"], [f"m{n}"]), helper.make_node("Add", [f"b{n}", f"m{n}"], [f"a{n}"]))]
+    nodes += [helper.make_node("Sub", ["a0", "a1"], ["d"]), helper.make_node("Mul", ["d", "a2"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 6])],
+                              [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    x = rng.standard_normal((5, 4)).astype(np.float32)
+    before = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0]
+    assert models.join_projections(model) == 1
+    assert [node.op_type for node in model.graph.node] == ["MatMul", "Add", "Split", "Sub", "Mul"]
+    np.testing.assert_allclose(onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0], before, rtol=1e-5)
+    assert models.join_projections(model) == 0
+
+
+def test_reads_the_kernels_that_ncu_lists():
+    text = '''==PROF== Connected to process 12
+"ID","Process ID","Kernel Name","gpu__time_duration.sum"
+"","","","ns"
+"0","12","gemm, a","2,500"
+"1","12","gemm, a","1500"
+"2","12","norm","750"
+==PROF== Disconnected
+'''
+    assert gpu.ncu_kernels(text) == {"unit": "us", "total": 4.75, "kernels": 3, "slowest": [["gemm, a", 4.0, 2], ["norm", 0.75, 1]]}
+    with pytest.raises(ValueError, match="no kernel"):
+        gpu.ncu_kernels("==ERROR== No kernels were profiled.")
 
 
 def test_counts_the_digits_model():
