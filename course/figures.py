@@ -202,7 +202,7 @@ class CostTable(BenchTable):
         return f"USD a million, GPU at {self.options['price']:.2f} USD an hour"
 
     def shown(self, run: dict[str, Any]) -> str:
-        return f"{cost_per_million(run, self.options['price']):.3g}"
+        return f"{cost_per_million(run, self.options['price']):#.3g}".rstrip(".")  # zeros kept: the cells of a row have the same digits
 
 
 class ShareTable(BenchTable):
