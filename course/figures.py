@@ -32,6 +32,7 @@ The same runs as inferences a second by batch, with that least time as a dashed 
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -252,7 +253,12 @@ class BenchPlot(ShareTable):
         lines.append(plots.Line("speed of light of this machine", batches, least, limit=True))
         title = f"{self.NAMES[model]}, {precision.upper()}: inferences a second by batch, the table's numbers drawn"
         drawing = plots.chart(lines, title, "batch", "inferences a second", ticks=batches)
-        return [nodes.raw("", f'<div class="drawing">{drawing}</div>', format="html")]
+        return [framed(drawing, title)]
+
+
+def framed(drawing: str, title: str) -> nodes.Node:
+    """The drawing in a box that scrolls on a phone, by keyboard too."""
+    return nodes.raw("", f'<div class="drawing" role="region" aria-label="{html.escape(title)}" tabindex="0">{drawing}</div>', format="html")
 
 
 class GrowthPlot(SphinxDirective):
@@ -279,8 +285,8 @@ class GrowthPlot(SphinxDirective):
         cold, warm = ([newest[size]["results"][name]["p50"] for size in sizes] for name in ("cold_build_cpu", "warm_build_cpu"))
         lines = [plots.Line("cold build", sizes, cold), plots.Line("after one changed question", sizes, warm),
                  plots.Line(f"proportional to the {sizes[0]}-question cold build", [0, sizes[-1]], [0, cold[0] * sizes[-1] / sizes[0]], limit=True)]
-        drawing = plots.chart(lines, "Processor seconds to build the book, by its number of questions", "questions", "processor seconds", log=False, ticks=sizes)
-        return [nodes.raw("", f'<div class="drawing">{drawing}</div>', format="html")]
+        title = "Processor seconds to build the book, by its number of questions"
+        return [framed(plots.chart(lines, title, "questions", "processor seconds", log=False, ticks=sizes), title)]
 
 
 def setup(app: Any) -> dict[str, Any]:
