@@ -39,11 +39,10 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from sphinx import addnodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from course import plots, runs
+from course import plots, questions, runs
 
 logger = logging.getLogger(__name__)
 TITLES = {
@@ -168,8 +167,8 @@ class BenchTable(SphinxDirective):
                 if not run:
                     cells.append(nodes.Text("–"))
                     continue
-                cells.append(addnodes.download_reference("", "", nodes.Text(self.shown(run)), reftarget=f"/measurements/runs/{run['id']}.json",
-                                                         refdoc=self.env.docname, reftitle=f"{run['id']}, spread {run['results']['back_to_back']['spread']:.1%}"))
+                note = f"{run['id']}, spread {run['results']['back_to_back']['spread']:.1%}"
+                cells.append(questions.link_to_run(self.env, self.shown(run), f"runs/{run['id']}.json", note, ["measured"]))
             body += row(*cells)
         self.set_source_info(table)
         return [table, self.note(root, found)]
@@ -226,7 +225,7 @@ class ShareTable(BenchTable):
 
     def note(self, root: Path, found: dict) -> nodes.Node:
         def link(text: str, target: str) -> nodes.Node:
-            return addnodes.download_reference("", "", nodes.Text(text), reftarget=f"/measurements/{target}", refdoc=self.env.docname)
+            return questions.link_to_run(self.env, text, target, target, ["measured"])
 
         copy, product = self.limits.runs
         return nodes.paragraph("", "", nodes.Text("The limit: "), link("operations and bytes counted from the ONNX graph", "counts.json"), nodes.Text(", "),

@@ -13,6 +13,7 @@ Pages are rebuilt when a file that they show changes; the extension reads and wr
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -128,16 +129,23 @@ class Api(SphinxRole):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class measured_number(nodes.inline):
-    """A number of a run; ``run`` is the run's id, ``note`` says what it is."""
+class run_link(addnodes.download_reference):
+    """A link to a run's file, which a browser opens; ``note`` says what stands behind the link."""
 
 
-def _visit_measured(self: Any, node: measured_number) -> None:
-    self.body.append(self.starttag(node, "span", "", title=node["note"]))
+def _visit_run_link(self: Any, node: run_link) -> None:
+    href = posixpath.join(self.builder.dlpath, node["filename"]) if "filename" in node else None
+    self.body.append(self.starttag(node, "a" if href else "span", "", title=node["note"], **({"href": href} if href else {})))
+    self.context.append("</a>" if href else "</span>")
 
 
-def _depart_measured(self: Any, node: measured_number) -> None:
-    self.body.append("</span>")
+def _depart_run_link(self: Any, node: run_link) -> None:
+    self.body.append(self.context.pop())
+
+
+def link_to_run(env: BuildEnvironment, text: str, target: str, note: str, classes: list[str], run: str = "") -> run_link:
+    """``text`` as a link to ``target``, a file under measurements/."""
+    return run_link(text, "", nodes.Text(text), reftarget=f"/measurements/{target}", refdoc=env.docname, note=note, classes=classes, run=run)
 
 
 def _pass(self: Any, node: nodes.Node) -> None:
@@ -181,15 +189,13 @@ class Measured(SphinxRole):
             )
         note = f"{path} of the run {run}, {str(record.get('date', ''))[:10]}, {_gpu(root, record)}"
         classes = ["measured"] if number.valid else ["measured", "run-invalid"]
-        return [
-            measured_number(self.rawtext, "", nodes.Text(number.text), run=run, note=note, classes=classes)
-        ], []
+        return [link_to_run(self.env, number.text, f"runs/{run}.json", note, classes, run)], []
 
 
 def _link_numbers(app: Sphinx, doctree: nodes.document) -> None:
-    """A number whose run has its box on the same page links to the box."""
+    """A number whose run has its box on the same page links to the box; any other to the run's file."""
     boxes = {box["run"] for box in doctree.findall(nodes.container) if "run-box" in box["classes"]}
-    for number in list(doctree.findall(measured_number)):
+    for number in list(doctree.findall(run_link)):
         if number["run"] in boxes:
             link = nodes.reference(
                 "", "", *number.children, refid=f"run-{number['run']}", reftitle=number["note"], internal=True
@@ -400,9 +406,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("api", Api())
     app.add_role("measured", Measured())
     passes = (_pass, _pass)
-    app.add_node(
-        measured_number, html=(_visit_measured, _depart_measured), latex=passes, text=passes, man=passes, texinfo=passes
-    )
+    app.add_node(run_link, html=(_visit_run_link, _depart_run_link), latex=passes, text=passes, man=passes, texinfo=passes)
     app.connect("config-inited", _settle_footnotes)
     app.connect("builder-inited", _copy_style)
     app.connect("doctree-read", _insert_banner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import platform
@@ -147,20 +148,39 @@ def time_calls(
     return series, {"warm_up_s": warm_up_s, "warm_up_calls": calls, "calls_per_block": inner, "rounds": rounds}
 
 
+# Source: NVML's nvmlClocksEventReasons, CUDA 13.0. Power cap, thermal and brake slowdowns are what a benchmark has to know.
+EVENT_REASONS = {
+    0x1: "gpu idle", 0x2: "application clocks setting", 0x4: "software power cap", 0x8: "hardware slowdown", 0x10: "sync boost",
+    0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown", 0x80: "hardware power brake", 0x100: "display clocks setting",
+}
+
+
+@functools.cache
+def _nvidia_smi_fields() -> str:
+    """What `nvidia-smi --help-query-gpu` prints; empty where there is no driver."""
+    try:
+        return subprocess.run(["nvidia-smi", "--help-query-gpu"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
 class Clocks:
-    """Reads SM clock, memory clock, power and temperature while a block runs, by ``nvidia-smi`` every 50 ms.
+    """Reads clocks, power, temperature, used memory and what held the clocks down while a block runs, by ``nvidia-smi`` every 50 ms.
 
     ``read`` is empty where there is no driver to ask: a CPU's clock is not read, and the run says null.
     """
 
-    FIELDS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+    FIELDS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "memory.used")
+    REASONS = "clocks_event_reasons.active"  # bits, named in NVML's nvmlClocksEventReasons; asked for where the driver knows the name
 
     def __init__(self) -> None:
         self.read: list[tuple[float, ...]] = []
+        self.reasons = 0
 
     def __enter__(self) -> Clocks:
         which = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-        command = ["nvidia-smi", f"--query-gpu={','.join(self.FIELDS)}", "--format=csv,noheader,nounits", "-lms", "50"]
+        fields = [*self.FIELDS, *([self.REASONS] if self.REASONS in _nvidia_smi_fields() else [])]
+        command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "-lms", "50"]
         try:
             self.process = subprocess.Popen(command + (["-i", which] if which else []), stdout=subprocess.PIPE,
                                             stderr=subprocess.DEVNULL, text=True)
@@ -174,13 +194,16 @@ class Clocks:
     def _listen(self) -> None:
         for line in self.process.stdout:
             try:
-                self.read.append(tuple(float(part) for part in line.split(",")))
+                parts = line.split(",")
+                self.read.append(tuple(float(part) for part in parts[: len(self.FIELDS)]))
+                self.reasons |= int(parts[len(self.FIELDS)], 16) if len(parts) > len(self.FIELDS) else 0
             except ValueError:  # a field that this board does not tell
                 continue
 
     def mark(self) -> None:
         """Forgets what was read so far: called when the warm-up is over."""
         self.read.clear()
+        self.reasons = 0
 
     def __exit__(self, *_: Any) -> None:
         if self.process:
@@ -191,10 +214,11 @@ class Clocks:
     def summary(self) -> dict[str, Any]:
         if not self.read:
             return {}
-        sm, memory, power, heat = zip(*self.read)
+        sm, memory, power, heat, used = zip(*self.read)
         return {
             "readings": len(sm), "sm_mhz": {"min": min(sm), "max": max(sm)}, "memory_mhz": {"min": min(memory), "max": max(memory)},
             "power_w": {"mean": round(statistics.fmean(power), 1), "max": max(power)}, "temperature_c": {"max": max(heat)},
+            "memory_used_mib": {"max": max(used)}, "event_reasons": [name for bit, name in EVENT_REASONS.items() if self.reasons & bit],
         }
 
 

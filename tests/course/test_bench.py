@@ -1,8 +1,10 @@
 """The measurement pipeline, on this CPU: what it times, when it says INVALID, and that it survives an interruption."""
 import json
+import os
 import statistics
 import subprocess
 import sys
+import time
 
 import jsonschema
 import numpy as np
@@ -69,6 +71,34 @@ def good():
     rounds = [list(1 + rng.random(20) / 100) for _ in range(5)]
     return core.Result({"back_to_back": ("ms", rounds)}, {}, {"error": 1e-6, "tolerance": 1e-4},
                        {"sm_mhz": {"min": 1900.0, "max": 1980.0}}, {})
+
+
+SMI = """#!/bin/sh
+case "$1" in
+--help-query-gpu) echo '"{known}"' ;;
+*) case "$1" in *clocks_event_reasons.active*) more=", 0x0000000000000024" ;; esac
+   while :; do echo "1980, 3201, 650.5, 61, 1234$more"; echo "1500, 3201, 690.5, 63, 1300$more"; echo "N/A, 1, 2, 3, 4$more"; sleep 0.02; done ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("known", "reasons"), [("clocks_event_reasons.active", ["software power cap", "software thermal slowdown"]), ("clocks.sm", [])])
+def test_reads_clocks_power_memory_and_what_held_the_clock_down(tmp_path, monkeypatch, known, reasons):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(SMI.replace("{known}", known))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    core._nvidia_smi_fields.cache_clear()
+    try:
+        with core.Clocks() as clocks:
+            end = time.monotonic() + 20
+            while len(clocks.read) < 4 and time.monotonic() < end:
+                time.sleep(0.02)
+        found = clocks.summary()
+    finally:
+        core._nvidia_smi_fields.cache_clear()
+    assert found["sm_mhz"] == {"min": 1500, "max": 1980} and found["power_w"]["max"] == 690.5 and found["temperature_c"] == {"max": 63}
+    assert found["memory_used_mib"] == {"max": 1300} and found["event_reasons"] == reasons
 
 
 def test_a_sound_result_counts():

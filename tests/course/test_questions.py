@@ -125,7 +125,8 @@ def test_api_without_range_is_a_warning(book: Book) -> None:
 def test_a_number_says_where_it_is_from_and_links_to_its_box(book: Book) -> None:
     book.write("index.md", f"# Book\n\nTook {NUMBER} ms.\n")
     assert not book.build()[0]
-    assert re.search(r'<span class="measured" title="results.p50\[0\] of the run [^"]*A GPU">1.23</span> ms', book.html())
+    found = re.search(r'<a class="measured" href="(_downloads/[^"]*/2026-11-22_box_one.json)" title="results.p50\[0\] of the run [^"]*A GPU">1.23</a> ms', book.html())
+    assert json.loads((book.root / "out" / found[1]).read_text())["results"]["p50"][0] == pytest.approx(1.23, abs=0.005)
     book.write("index.md", f"# Book\n\nTook {NUMBER} ms.\n\n```{{run}} 2026-11-22_box_one\n```\n")
     assert not book.build()[0]
     assert re.search(r'<a class="measured[^>]* href="#run-2026-11-22_box_one"[^>]*>1.23</a> ms', book.html())
