@@ -20,8 +20,7 @@ from pathlib import Path
 from course import ROOT
 from course.bench import core
 
-SIZES = (100, 250, 500, 1000)
-REPEATS = 3
+SIZES = {100: 3, 250: 3, 500: 2, 1000: 1}  # questions: how often each is built cold and again warm; the largest takes minutes
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "node_modules", "_build", "work", ".gpu", "__pycache__", ".pytest_cache", ".ruff_cache")
 
 
@@ -53,7 +52,7 @@ def grow(root: Path, size: int) -> int:
         text = re.sub(r"\{footcite\}`[^`]*`|```\{footbibliography\}\s*```|```\{run\}[^`]*```", "", text)
         text = re.sub(r"\{[a-z:]+\}`([^`<|]*)[^`]*`", r"`\1`", text)
         text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-        text = re.sub(r"^```\{(raw|include|bench-table|image|figure|roofline)\}.*?^```\n", "", text, flags=re.DOTALL | re.MULTILINE)
+        text = re.sub(r"^```\{(raw|include|bench-table|cost-table|share-table|bench-plot|growth-plot|image|figure|roofline)\}.*?^```\n", "", text, flags=re.DOTALL | re.MULTILINE)
         text = re.sub(r"^(# .*)$", rf"\1 ({number})", text, count=1, flags=re.MULTILINE)
         chapter = root / "book" / f"grown_{number // 100:02}"
         chapter.mkdir(exist_ok=True)
@@ -90,7 +89,7 @@ def built(size: int) -> core.Result:
         root = copy_tree(Path(folder) / "book")
         added = grow(root, size)
         page = questions(root)[0]
-        for repeat in range(REPEATS):
+        for repeat in range(SIZES[size]):
             shutil.rmtree(root / "_build", ignore_errors=True)
             cold.append(build(root))
             page.write_text(page.read_text(encoding="utf-8") + f"\nChanged {repeat} times.\n", encoding="utf-8")
@@ -101,7 +100,7 @@ def built(size: int) -> core.Result:
     series = {f"{name}{kind}": ("s", [[took[n] for took in found]]) for n, kind in enumerate(("", "_cpu")) for name, found in
               (("cold_build", cold), ("warm_build", warm))}
     return core.Result(series, {"pages": pages, "search_index_bytes": index},
-                       configuration={"questions": size, "generated": added, "cores": os.cpu_count()}, enough=REPEATS)
+                       configuration={"questions": size, "generated": added, "cores": os.cpu_count()}, enough=SIZES[size])
 
 
 def weight() -> core.Result:
