@@ -102,7 +102,7 @@ def host_copy(megabytes, pinned):
     host = torch.empty(int(megabytes * 1e6), dtype=torch.uint8, pin_memory=pinned)
     host.random_()
     device = torch.empty_like(host, device="cuda")
-    found = _timed(lambda: device.copy_(host, non_blocking=True))
+    found = _timed(lambda: device.copy_(host, non_blocking=True), longest_s=12.0 if megabytes >= 100 else 3.0)
     found.results["bytes_per_s"] = float(f"{host.nbytes / _median(found):.4g}")
     found.configuration["bytes_moved"] = host.nbytes
     return found
@@ -187,6 +187,141 @@ def first_calls():
     return core.Result({"call": ("ms", [samples])}, {"first_ms": samples[0], "second_ms": samples[1]}, configuration={"warm_up_calls": 0})
 
 
+def _swept(calls, wait, repeats=1):
+    """Times each of ``calls`` (label: function) back to back; a series each, in ms of one repeat."""
+    series, how = {}, {}
+    with core.Clocks() as clocks:
+        for label, call in calls.items():
+            found, how = core.time_calls(call, wait, warm_up_s=0.15, singles=2, block_s=0.004)
+            series[label] = ("ms", [[value / repeats for value in values] for values in found["back_to_back"][1]])
+            if len(series) == 1:
+                clocks.mark()
+    return core.Result(series, {}, {}, clocks.summary(), {**how, "repeats_a_call": repeats})
+
+
+def _graphed(torch, work, repeats=20):
+    """``repeats`` calls of ``work`` as one CUDA graph, so that a kernel of a few microseconds is not timed by its launch."""
+    for _ in range(3):
+        work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(repeats):
+            kept = work()
+    return graph.replay, kept
+
+
+def linear_by_batch(width):
+    """One FP16 matrix of width x width times 1 to 1,024 rows: where the time stops being that of reading the matrix."""
+    torch, wait = _cuda()
+    torch.manual_seed(0)
+    matrix = torch.randn(width, width, device="cuda", dtype=torch.float16)
+    calls, worst = {}, 0.0
+    for batch in (1, 8, 32, 64, 128, 256, 512, 1024):
+        rows = torch.randn(batch, width, device="cuda", dtype=torch.float16)
+        calls[f"batch_{batch}"], got = _graphed(torch, lambda r=rows: torch.mm(r, matrix))
+        calls[f"batch_{batch}"]()
+        want = rows.double() @ matrix.double()
+        worst = max(worst, ((got.double() - want).norm() / want.norm()).item())
+    found = _swept(calls, wait, repeats=20)
+    found.accuracy = {"error": worst, "tolerance": 2e-3, "measure": "largest relative distance of a batch from float64"}
+    found.configuration["weight_bytes"] = matrix.nbytes
+    return found
+
+
+def matvec_by_size():
+    """A matrix times a vector in FP16, the matrix 4 to 512 MiB, again and again: bytes of it a second, in cache and out of it."""
+    torch, wait = _cuda()
+    torch.manual_seed(0)
+    calls, worst = {}, 0.0
+    for size in (4, 16, 32, 48, 64, 128, 512):
+        matrix = torch.randn((size << 20) // 8192, 4096, device="cuda", dtype=torch.float16)
+        vector = torch.randn(4096, device="cuda", dtype=torch.float16)
+        calls[f"MiB_{size}"], got = _graphed(torch, lambda m=matrix, v=vector: torch.mv(m, v))
+        calls[f"MiB_{size}"]()
+        want = matrix.double() @ vector.double()
+        worst = max(worst, ((got.double() - want).norm() / want.norm()).item())
+    found = _swept(calls, wait, repeats=20)
+    found.accuracy = {"error": worst, "tolerance": 2e-3, "measure": "largest relative distance of a size from float64"}
+    found.results["bytes_per_s"] = {label: float(f"{(int(label[4:]) << 20) / (core.summary(rounds)['p50'] / 1e3):.4g}") for label, (_, rounds) in found.series.items()}
+    return found
+
+
+def waves():
+    """FP16 products of 1,408 x 4,096 by 4,096 x N, N in steps of 256: 11 tiles of 128 x 256 more each, on 132 multiprocessors."""
+    torch, wait = _cuda()
+    torch.manual_seed(0)
+    a = torch.randn(1408, 4096, device="cuda", dtype=torch.float16)
+    calls, worst = {}, 0.0
+    for tiles in range(8, 27, 2):
+        b = torch.randn(4096, 256 * tiles, device="cuda", dtype=torch.float16)
+        calls[f"tiles_{11 * tiles}"], got = _graphed(torch, lambda b=b: torch.mm(a, b))
+        calls[f"tiles_{11 * tiles}"]()
+        want = a[:64].double() @ b.double()
+        worst = max(worst, ((got[:64].double() - want).norm() / want.norm()).item())
+    found = _swept(calls, wait, repeats=20)
+    found.accuracy = {"error": worst, "tolerance": 2e-3, "measure": "largest relative distance of 64 rows from float64"}
+    return found
+
+
+TRANSPOSE = r"""
+extern "C" __global__ void transpose(const float* from, float* to, int width) {
+  __shared__ float tile[32][32 + PAD];
+  int x = blockIdx.x * 32 + threadIdx.x, y = blockIdx.y * 32 + threadIdx.y;
+  for (int row = 0; row < 32; row += 8) tile[threadIdx.y + row][threadIdx.x] = from[(size_t)(y + row) * width + x];
+  __syncthreads();
+  x = blockIdx.y * 32 + threadIdx.x, y = blockIdx.x * 32 + threadIdx.y;
+  for (int row = 0; row < 32; row += 8) to[(size_t)(y + row) * width + x] = tile[threadIdx.x][threadIdx.y + row];
+}
+"""
+COPY = r"""
+extern "C" __global__ void copy(const WORD* from, WORD* to) {
+  size_t place = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+  to[place] = from[place];
+}
+"""
+
+
+def bank_conflicts():
+    """Transpose of 8,192 x 8,192 floats through a shared tile of 32 x 32, and of 32 x 33: the same kernel but for the padding."""
+    import cupy
+
+    source = cupy.random.standard_normal((8192, 8192), dtype=cupy.float32)
+    target, calls, wrong = cupy.empty_like(source), {}, 0
+    for pad in (0, 1):
+        kernel = cupy.RawKernel(TRANSPOSE.replace("PAD", str(pad)), "transpose")
+        calls[f"pad_{pad}"] = lambda k=kernel: k((256, 256), (32, 8), (source, target, cupy.int32(8192)))
+        target.fill(0)
+        calls[f"pad_{pad}"]()
+        wrong += int((target != source.T).sum())
+    found = _swept(calls, cupy.cuda.Device().synchronize)
+    found.accuracy = {"error": wrong, "tolerance": 0, "measure": "elements that differ from the transpose"}
+    found.results["bytes_per_s"] = {label: float(f"{2 * source.nbytes / (core.summary(rounds)['p50'] / 1e3):.4g}") for label, (_, rounds) in found.series.items()}
+    return found
+
+
+def occupancy():
+    """A copy of 1 GiB, 256 threads a block, 4 or 16 bytes a thread; unused shared memory leaves room for 2, 4, 6 or 8 blocks on a multiprocessor."""
+    import cupy
+
+    source = cupy.random.randint(0, 2**31, 1 << 28, dtype=cupy.int32)
+    target, calls, wrong = cupy.empty_like(source), {}, 0
+    for word, size in (("float", 4), ("float4", 16)):
+        for blocks, kib in ((2, 100), (4, 50), (6, 36), (8, 0)):
+            kernel = cupy.RawKernel(COPY.replace("WORD", word), "copy")
+            if kib:
+                kernel.max_dynamic_shared_size_bytes = kib << 10
+            label = f"bytes_{size}_blocks_{blocks}"
+            calls[label] = lambda k=kernel, n=source.nbytes // size // 256, m=kib << 10: k((n,), (256,), (source, target), shared_mem=m)
+            target.fill(0)
+            calls[label]()
+            wrong += int((target != source).sum())
+    found = _swept(calls, cupy.cuda.Device().synchronize)
+    found.accuracy = {"error": wrong, "tolerance": 0, "measure": "elements that were not copied"}
+    found.results["bytes_per_s"] = {label: float(f"{2 * source.nbytes / (core.summary(rounds)['p50'] / 1e3):.4g}") for label, (_, rounds) in found.series.items()}
+    return found
+
+
 def cases():
     def case(name, what, run, **configuration):
         return core.Case(name, what, configuration, run, ("torch",), gpu=True)
@@ -205,6 +340,13 @@ def cases():
         found.append(case(f"pointwise-{'fused' if fused else 'eager'}", f"Bias, GELU, scale, residual over 256 MiB: {'one kernel' if fused else 'a kernel each'}", lambda f=fused: pointwise(f)))
     for last in (False, True):
         found.append(case(f"conv-{'nhwc' if last else 'nchw'}", f"3x3 convolution in FP16, {'channels last' if last else 'channels first'}", lambda n=last: convolution(n)))
+    for width in (1024, 8192):
+        found.append(case(f"linear-{width}", f"One FP16 matrix of {width} x {width} times 1 to 1,024 rows", lambda w=width: linear_by_batch(w)))
+    found.append(case("matvec-sizes", "FP16 matrix times vector, the matrix 4 to 512 MiB, repeated", matvec_by_size))
+    found.append(case("waves", "FP16 products of 88 to 286 tiles of 128 x 256", waves))
+    for name, what, run in (("bank-conflicts", "Transpose of 8,192 x 8,192 floats, shared tile padded or not", bank_conflicts),
+                            ("occupancy", "Copy of 1 GiB at four limits of blocks on a multiprocessor", occupancy)):
+        found.append(core.Case(name, what, {}, run, ("cupy",), gpu=True))
     found.append(case("unsynchronized", "A host clock that does not wait for the GPU, beside one that does", not_waited_for))
     found.append(case("first-calls", "The first 100 calls of ResNet-50 in torch, batch 8, FP16", first_calls))
     return found
