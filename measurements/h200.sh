@@ -1,47 +1,41 @@
 #!/usr/bin/env bash
-# All GPU suites on a host with two NVIDIA GPUs and no network, in one session: what the runs named 2026-*_h200x2-* came from.
+# The GPU suites on a host without network: all peers of a model one after the other on one GPU, precision by precision.
 #
-#   measurements/h200.sh prepare OUT TRT_PYTHON PYTHON      describes the systems and makes the models (about 2 minutes)
-#   measurements/h200.sh measure OUT TRT_PYTHON PYTHON S    measures for S seconds; again: goes on where it stopped
+#   measurements/h200.sh prepare OUT TRT_PYTHON PYTHON MODEL...              describes the systems, makes the models (about a minute a model)
+#   measurements/h200.sh measure OUT TRT_PYTHON PYTHON SECONDS GPU MODEL...  measures for so long on that GPU; again: goes on where it stopped
 #
-# One GPU serves MLP and ResNet-50, the other BERT-base; all peers of a model share their GPU, one after the other.
+# MODEL is mlp, resnet50, bert, or micro for the machine's ceilings and the experiments. On a host with two GPUs call `measure` twice, side by side,
+# each with its GPU and its models. TRT_ID and PY_ID name the systems. One H200 needs about half an hour for a model in all precisions: an engine takes a
+# minute or more to build, a compilation half a minute.
 set -u
 step=$1 out=$2 trt=$3 py=$4
-export BENCH_MODELS=${BENCH_MODELS:-/tmp/bench-models} CUDA_MODULE_LOADING=LAZY
-trt_id=${TRT_ID:-h200x2-trt86} py_id=${PY_ID:-h200x2-ort131}
+shift 4
+export BENCH_MODELS=${BENCH_MODELS:-/tmp/bench-models} CUDA_MODULE_LOADING=LAZY BENCH_NCU=${BENCH_NCU:-1}
+trt_id=${TRT_ID:-h200-trt86} py_id=${PY_ID:-h200-ort131}
 mkdir -p "$out/runs" "$out/systems" "$BENCH_MODELS"
-bench() { # GPU, interpreter, system, suite, budget, patterns…
-  local gpu=$1 python=$2 system=$3 suite=$4 budget=$5; shift 5
-  CUDA_VISIBLE_DEVICES=$gpu "$python" -m course.bench "$suite" --system "$system" --out "$out/runs" --budget "$budget" --only "$@" 2>> "$out/errors.$gpu"
-}
 case $step in
 prepare)
   "$trt" -m course.system "$trt_id" "$out/systems" > /dev/null
   "$py" -m course.system "$py_id" "$out/systems" > /dev/null
-  (CUDA_VISIBLE_DEVICES=0 "$py" -m course.bench.models "$BENCH_MODELS" mlp resnet50 2> "$out/models.0" || tail -5 "$out/models.0") &
-  (CUDA_VISIBLE_DEVICES=1 "$py" -m course.bench.models "$BENCH_MODELS" bert 2> "$out/models.1" || tail -5 "$out/models.1") &
+  for model in "$@"; do
+    [ "$model" = micro ] || { "$py" -m course.bench.models "$BENCH_MODELS" "$model" 2> "$out/models.$model" || tail -5 "$out/models.$model"; } &
+  done
   wait ;;
 measure)
-  end=$((SECONDS + $5))
-  left() { echo $((end - SECONDS)); }
-  (
-    bench 0 "$py" "$py_id" micro "$(left)" 'copy' 'matmul-*'
-    for model in mlp resnet50; do
-      bench 0 "$py" "$py_id" gpu "$(left)" "$model-fp16-*-compile" "$model-fp16-*-torch*" "$model-fp16-*-ort"
-      bench 0 "$trt" "$trt_id" gpu "$(left)" "$model-fp16-*-trt"
+  end=$((SECONDS + $1)); gpu=$2; shift 2
+  bench() { # interpreter, system, suite, patterns…
+    local python=$1 system=$2 suite=$3; shift 3
+    [ $((end - SECONDS)) -lt 5 ] ||
+      CUDA_VISIBLE_DEVICES=$gpu "$python" -m course.bench "$suite" --system "$system" --out "$out/runs" --budget $((end - SECONDS)) --only "$@" 2>> "$out/errors.$gpu"
+  }
+  for model in "$@"; do
+    if [ "$model" = micro ]; then
+      bench "$py" "$py_id" micro '*'
+      continue
+    fi
+    for precision in fp16 int8 tf32 fp32; do
+      bench "$trt" "$trt_id" gpu "$model-$precision-*-trt"
+      bench "$py" "$py_id" gpu "$model-$precision-*-compile" "$model-$precision-*-torch*" "$model-$precision-*-ort"
     done
-    bench 0 "$trt" "$trt_id" gpu "$(left)" 'mlp-*-trt' 'resnet50-int8-*-trt' 'resnet50-tf32-*-trt'
-    bench 0 "$py" "$py_id" gpu "$(left)" 'mlp-*-[toc]*' 'resnet50-*-[toc]*'
-    bench 0 "$trt" "$trt_id" gpu "$(left)" 'resnet50-*-trt'
-  ) > "$out/progress.0" &
-  (
-    bench 1 "$py" "$py_id" gpu "$(left)" 'bert-fp16-*-compile' 'bert-fp16-*-torch*' 'bert-fp16-*-ort'
-    bench 1 "$trt" "$trt_id" gpu "$(left)" 'bert-fp16-*-trt' 'bert-tf32-*-trt' 'bert-int8-*-trt'
-    bench 1 "$py" "$py_id" gpu "$(left)" 'bert-*-[toc]*'
-    bench 1 "$py" "$py_id" micro "$(left)" '*'
-    bench 1 "$trt" "$trt_id" gpu "$(left)" 'bert-*-trt'
-    bench 1 "$py" "$py_id" gpu "$(left)" 'bert-fp16-*-autotune'
-  ) > "$out/progress.1" &
-  wait
-  tail -n 40 "$out"/progress.? ;;
+  done | tee "$out/progress.$gpu" ;;
 esac

@@ -180,7 +180,7 @@ def tensorrt_graph(name, precision, batch):
                    {**asked, "input_format": str(layout).rsplit(".", 1)[-1], "path": "CUDA graph over execute_async_v3"})
     if precision in ("fp16", "int8"):
         found.results["profile"] = layer_times(trt, context, stream)
-        if shutil.which("ncu") and os.environ.get("BENCH_NCU"):
+        if precision == "fp16" and shutil.which("ncu") and os.environ.get("BENCH_NCU"):
             found.results["kernels"] = plan_kernels(cache)
     return found
 
