@@ -6,6 +6,7 @@
 
 Rows are the ways a model was run, columns the batch sizes; a cell is the median time a batch, back to back, in milliseconds.
 A configuration without a valid run shows a dash: nothing is filled in. Under the table stands on which boards and when.
+``:suite: cpu`` shows runs of the suite cpu.
 
     ```{cost-table} resnet50 fp16
     :systems: h200x2-trt86, h200x2-ort131
@@ -51,10 +52,13 @@ TITLES = {
 }
 
 
-def newest(root: Path, model: str, precision: str, systems: list[str]) -> dict[tuple[str, int], dict[str, Any]]:
-    """The newest valid run of each (way, batch) of the model in that precision on one of ``systems``."""
+CPU_TITLES = {"ort": "ONNX Runtime, one thread", "numpy": "NumPy, the threads of its BLAS", "torch": "torch eager, one thread"}
+
+
+def newest(root: Path, model: str, precision: str, systems: list[str], suite: str = "gpu") -> dict[tuple[str, int], dict[str, Any]]:
+    """The newest valid run of each (way, batch) of the model in that precision on one of ``systems``, in the suite gpu or cpu."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
-    for path in sorted((root / "measurements/runs").glob(f"*_gpu.{model}-{precision}-b*.json")):
+    for path in sorted((root / "measurements/runs").glob(f"*_{suite}.{model}-{precision}-b*.json")):
         run = runs.load_run(root, path.stem)
         setting = run.get("configuration", {})
         if run.get("status") == "ok" and run.get("system") in systems:
@@ -116,9 +120,17 @@ def _price(argument: str | None) -> float:
     return price
 
 
+def _suite(argument: str | None) -> str:
+    return directives.choice(argument, ("gpu", "cpu"))
+
+
 class BenchTable(SphinxDirective):
     required_arguments = 2
-    option_spec: ClassVar[dict] = {"systems": directives.unchanged_required}
+    option_spec: ClassVar[dict] = {"systems": directives.unchanged_required, "suite": _suite}
+
+    @property
+    def titles(self) -> dict[str, str]:
+        return CPU_TITLES if self.options.get("suite") == "cpu" else TITLES
 
     def corner(self) -> str:
         return "ms a batch, median"
@@ -131,7 +143,7 @@ class BenchTable(SphinxDirective):
         root = Path(self.env.srcdir)
         model, precision = self.arguments
         systems = [name.strip() for name in self.options.get("systems", "").split(",") if name.strip()]
-        found = newest(root, model, precision, systems)
+        found = newest(root, model, precision, systems, self.options.get("suite", "gpu"))
         if not found:
             raise runs.RunError(f"{model} {precision}: no valid run on {', '.join(systems)}")
         for run in found.values():
@@ -148,7 +160,7 @@ class BenchTable(SphinxDirective):
     def drawn(self, found: dict[tuple[str, int], dict[str, Any]]) -> list[nodes.Node]:
         root = Path(self.env.srcdir)
         batches = sorted({batch for _, batch in found})
-        ways = [way for way in TITLES if any(way == w for w, _ in found)]
+        ways = [way for way in self.titles if any(way == w for w, _ in found)]
         table, group = nodes.table(classes=["bench-table"]), nodes.tgroup(cols=len(batches) + 1)
         table += group
         for width in (40, *[12] * len(batches)):
@@ -161,7 +173,7 @@ class BenchTable(SphinxDirective):
 
         head += row(nodes.Text(self.corner()), *(nodes.Text(f"batch {batch}") for batch in batches))
         for way in ways:
-            cells: list[nodes.Node] = [nodes.Text(TITLES[way])]
+            cells: list[nodes.Node] = [nodes.Text(self.titles[way])]
             for batch in batches:
                 run = found.get((way, batch))
                 if not run:
@@ -177,14 +189,16 @@ class BenchTable(SphinxDirective):
         shown = list(found.values())
         spread = max(run["results"]["back_to_back"]["spread"] for run in shown)
         dates = sorted({run["date"][:10] for run in shown})
-        boards = sorted({str(run["configuration"].get("gpu_board")) for run in shown})
+        boards = sorted({board for run in shown if (board := run["configuration"].get("gpu_board"))})
         parts = []
         for name in sorted({run["system"] for run in shown}):
             self.env.note_dependency(str(runs.system_path(root, name)))
             system = runs.load_system(root, name)
-            versions = ", ".join(f"{package} {version}" for package, version in system["packages"].items() if package not in ("onnx", "numpy"))
-            parts.append(f"{system['gpu']}, driver {system['driver']}, {versions}")
-        text = (f"{'; '.join(parts)}. {' to '.join(dict.fromkeys((dates[0], dates[-1])))}. Boards: {', '.join(boards)}. Widest spread between the rounds "
+            versions = ", ".join(f"{package} {version}" for package, version in system["packages"].items() if package not in ("onnx", "numpy" if system["gpu"] else "tensorrt-rtx"))
+            machine = f"{system['gpu']}, driver {system['driver']}" if system["gpu"] else f"{system['cpu']}, Python {system['python']}"
+            parts.append(f"{machine}, {versions}")
+        where = f" Boards: {', '.join(boards)}." if boards else ""
+        text = (f"{'; '.join(parts)}. {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.{where} Widest spread between the rounds "
                 f"of a run: {spread:.1%}. Each number leads to its run, with the samples, the command, the clocks and the error of the same outputs.")
         return nodes.paragraph(text, text, classes=["bench-note"])
 

@@ -103,6 +103,19 @@ def built(size: int) -> core.Result:
                        configuration={"questions": size, "generated": added, "cores": os.cpu_count()}, enough=SIZES[size])
 
 
+def tests() -> core.Result:
+    """One run of what `make test` runs, here: graders, wrong answers, notebooks, proofs, pages. Raises RuntimeError where a test fails."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "pytest", "tests", "solutions", "--nbval", "-n", "2", "--dist", "loadscope", "-q"],
+                          cwd=ROOT, capture_output=True, text=True)
+    took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise RuntimeError(f"the tests ended with {done.returncode}: {done.stdout[-800:]}")
+    counts = {name: int(found[1]) for name in ("passed", "skipped") if (found := re.search(rf"(\d+) {name}", done.stdout))}
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return core.Result({"tests": ("s", [[took]]), "tests_cpu": ("s", [[spent]])}, counts, configuration={"cores": os.cpu_count(), "workers": 2}, enough=1)
+
+
 def weight() -> core.Result:
     """Bytes of each page of the book as a browser asks for it: its HTML, gzipped as a server sends it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -125,4 +138,5 @@ def weight() -> core.Result:
 def cases() -> list[core.Case]:
     found = [core.Case(f"build-{size:04}", f"The book with {size} questions: cold build, and again after one changed", {"questions": size},
                        lambda s=size: built(s), ("jupyter_book",)) for size in SIZES]
+    found.append(core.Case("tests", "All tests of the book, once", {}, tests, ("pytest",)))
     return [core.Case("weight", "Weight of the book's pages", {}, weight, ("jupyter_book",)), *found]
