@@ -209,9 +209,10 @@ def _grader_main():
     """The child: runs one grader on one file and prints the report as the last line of its standard output."""
     import pytest
     grader, path = sys.argv[1:]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"      # no grader needs nbval, and its import takes longer than most graders
     report = _report_plugin()
     with contextlib.redirect_stdout(sys.stderr):
-        code = pytest.main([grader, "--submission", path, "-q", "-p", "no:cacheprovider", "-p", "no:nbval", "-p", "no:xdist",
+        code = pytest.main([grader, "--submission", path, "-q", "-p", "no:cacheprovider",
                             "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "--tb=short"], plugins=[report])
     if not report.finished:
         print(f"pytest ended with {code}", file=sys.stderr)
