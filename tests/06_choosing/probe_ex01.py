@@ -12,9 +12,9 @@ def call_and_compare(situation):
 
 
 def change_and_ask(situation, changes):
-    """The engines for one dict that is changed between calls: changes is a list of {key: value}."""
+    """The answers for one dict that is changed between calls: changes is a list of {key: value}."""
     answers = []
     for change in changes:
         situation.update(change)
-        answers.append(sys.modules["submission"].decide(situation)["engine"])
+        answers.append(sys.modules["submission"].decide(situation))
     return answers
