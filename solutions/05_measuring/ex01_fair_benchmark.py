@@ -24,7 +24,7 @@
 #
 # All times have the unit of the clock that is handed over: seconds for `time.perf_counter`, ticks for the simulated machine.
 #
-# **`summary(rounds, percentiles=(50, 90, 99), beyond=5)`** takes a list of rounds, each a list of samples (floats), in any order and of
+# **`summary(rounds, percentiles=(50, 90, 99), beyond=5)`** takes a list of rounds, each a list of samples (floats above 0), in any order and of
 # any lengths. It returns a dict:
 #
 # | key | value |
@@ -39,8 +39,8 @@
 # **`benchmark(systems, clock, make_input, reference, tolerance, warm_up_time, mhz=None, rounds=6, calls=100, warm_up_calls=20,
 # percentiles=(50, 90, 99), beyond=5, max_spread=0.1, max_clock_change=0.1)`** is handed
 #
-# - `systems`: dict from name to system. `system.enqueue(x)` may return before the work is done; it returns an output array that is
-#   filled in later. `system.synchronize()` returns when all that was enqueued is done. Before that, outputs hold nothing of use.
+# - `systems`: dict from name to system. `system.enqueue(x)` may return before the work is done; it returns an output array of its
+#   own, which is filled in later. `system.synchronize()` returns when all that was enqueued is done. Before that, outputs hold nothing of use.
 # - `clock()`: the time on the host, a float. No other clock counts.
 # - `make_input(k)`: input number k, an array of shape `(batch, …)`; takes time on the host.
 # - `reference(x)`: the right output, an array; takes time on the host.
@@ -54,7 +54,7 @@
 # 3. `rounds` rounds. In each, every system has a *turn*: in the order of the dict in rounds 0, 2, 4, …, in reverse order in rounds 1, 3, 5, …
 #    A turn is `calls` *single calls* (enqueue, synchronize: each one sample), then one *block* (enqueue `calls` calls, then synchronize
 #    once). Single calls and block get inputs 0 to `calls − 1`, in this order.
-# 4. Read `mhz` directly before and directly after each turn. Nothing else is enqueued, and only enqueue and synchronize are timed.
+# 4. Read `mhz` directly before and directly after each turn, and not within it. Nothing else is enqueued, and only enqueue and synchronize are timed.
 #
 # It returns a dict from each name, in the order of `systems`, to a dict:
 #

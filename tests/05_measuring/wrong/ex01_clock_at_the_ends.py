@@ -1,6 +1,6 @@
 """Reads the device's clock before the first turn and after the last.
 fails: test_device_clock
-says: Read it before and after each turn
+says: not read directly before and directly after each turn
 """
 import numpy as np
 
