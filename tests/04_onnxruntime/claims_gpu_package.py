@@ -1,7 +1,7 @@
 """What the pages say of the package onnxruntime-gpu on a machine without a GPU; skipped where either does not hold.
 
     python -m venv plain && plain/bin/pip install "onnxruntime-gpu[cuda,cudnn]==1.31.1" pytest
-    plain/bin/python -m pytest --noconftest -o addopts= -rA tests/04_onnxruntime/test_claims_gpu.py
+    plain/bin/python -m pytest --noconftest -o addopts= -rA tests/04_onnxruntime/claims_gpu_package.py
 """
 import ctypes
 import importlib.metadata
