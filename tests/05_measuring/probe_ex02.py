@@ -4,6 +4,7 @@ import sys
 import traceback
 
 IDLE_CALLS = 20_000     # calls of now and wait in a row that let no time pass
+TRIALS = 210            # servers that one search may ask for before it counts as one without an end
 
 
 class Misuse(RuntimeError):
@@ -15,7 +16,7 @@ class Server:
 
     def __init__(self, service, workers=1, room=None, freezes=(), errors=(), cost=(), clock=0):
         self.service, self.workers, self.room, self.errors = service, workers, room, set(errors)
-        self.cost, self.clock, self.freezes = dict(cost), clock, [(a + clock, b + clock) for a, b in freezes]
+        self.cost, self.tick, self.freezes = dict(cost), clock, [(a + clock, b + clock) for a, b in freezes]
         self.waiting, self.busy, self.events, self.ready = [], 0, [], []
         for _, b in self.freezes:
             heapq.heappush(self.events, (b, -1))
@@ -28,7 +29,7 @@ class Server:
 
     def now(self):
         self._idle()
-        return self.clock
+        return self.tick
 
     def send(self, k):
         if k == 0 and self.sends:
@@ -36,40 +37,40 @@ class Server:
         if k != len(self.sends):
             raise Misuse(f"send({k!r}) is request number {len(self.sends)} that is sent: they are numbered in the order of sending")
         self.idle_calls = 0
-        self.sends.append((k, self.clock - self.began))
+        self.sends.append((k, self.tick - self.began))
         self.outstanding += 1
         self.waiting.append(k)
         self._begin()
         if self.room is not None and len(self.waiting) > self.room:
             self.waiting.pop()
             self._answer(k, "rejected")
-        self._go(self.clock + self.cost.get(k, 0), False)
+        self._go(self.tick + self.cost.get(k, 0), False)
 
     def wait(self, until=None):
         self._idle()
-        before = self.clock
+        before = self.tick
         if not self.ready and until is None and not self.outstanding:
             raise Misuse("Nothing is outstanding: every answer has been handed out, and this would wait for ever")
-        if not self.ready and (until is None or until > self.clock):
+        if not self.ready and (until is None or until > self.tick):
             self._go(until, True)
-        if self.clock > before or self.ready:
+        if self.tick > before or self.ready:
             self.idle_calls = 0
         return self.ready.pop(0) if self.ready else None
 
     def _answer(self, k, status):
-        self.ready.append((k, status, self.clock))
+        self.ready.append((k, status, self.tick))
         self.outstanding -= 1
 
     def _begin(self):
-        while self.waiting and self.busy < self.workers and not any(a <= self.clock < b for a, b in self.freezes):
+        while self.waiting and self.busy < self.workers and not any(a <= self.tick < b for a, b in self.freezes):
             k = self.waiting.pop(0)
             self.busy += 1
-            heapq.heappush(self.events, (self.clock + self.service[k % len(self.service)], k))
+            heapq.heappush(self.events, (self.tick + self.service[k % len(self.service)], k))
 
     def _go(self, until, stop_at_answer):
         while self.events and (until is None or self.events[0][0] <= until):
-            self.clock = max(self.clock, self.events[0][0])
-            while self.events and self.events[0][0] <= self.clock:
+            self.tick = max(self.tick, self.events[0][0])
+            while self.events and self.events[0][0] <= self.tick:
                 _, k = heapq.heappop(self.events)
                 if k >= 0:
                     self.busy -= 1
@@ -78,7 +79,7 @@ class Server:
             if stop_at_answer and self.ready:
                 return
         if until is not None:
-            self.clock = max(self.clock, until)
+            self.tick = max(self.tick, until)
 
 
 def call(name, *args, **kwargs):
@@ -86,7 +87,7 @@ def call(name, *args, **kwargs):
     submission = sys.modules["submission"]
     try:
         return {"got": getattr(submission, name)(*args, **kwargs)}
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == submission.__file__]
         return {"raised": (type(error).__name__, str(error)[:500], f"line {lines[-1].lineno}: {lines[-1].line}" if lines else "")}
 
@@ -113,6 +114,8 @@ def drive_max_rate(spec, units, length, search):
     servers, rates = [], []
 
     def new_server():
+        if len(servers) == TRIALS:
+            raise Misuse(f"The search does not end: {TRIALS} trials so far, and more are asked for")
         servers.append(Server(**spec))
         return servers[-1]
 

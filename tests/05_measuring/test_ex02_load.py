@@ -11,7 +11,7 @@ from course.grading import Raised, Wrong, show
 
 EXERCISE = "05_measuring/ex02_load"
 PROBE = "probe_ex02.py"
-LIMITS = {"call_seconds": 20.0, "memory_gib": 2.0}
+LIMITS = {"call_seconds": 10.0, "memory_gib": 2.0}
 KEYS = ("arrival", "sent", "done", "status")
 REPORT = {"count", "ok", "errors", "rejected", "offered", "throughput", "percentiles", "inside", "little", "steady"}
 
@@ -141,6 +141,9 @@ def form(got, call):
     if not isinstance(got, (list, tuple)) or not all(isinstance(r, dict) for r in got):
         raise Wrong("A generator returns a list of records, and a record is a dict.", call, show(got), "a list of dicts")
     for k, r in enumerate(got):
+        if r.get("done") is None and set(r) <= set(KEYS):
+            raise Wrong("A request has no answer: the generator ended before its answer was there, or lost it.", call, f"record {k}: {show(r)}",
+                        "'done' and 'status' of its answer")
         if set(r) != set(KEYS):
             raise Wrong("A record has the four keys arrival, sent, done and status.", call, f"record {k}: {sorted(map(str, r))}", sorted(KEYS))
         for key in KEYS[:3]:
@@ -155,7 +158,10 @@ def column(records, key):
 
 def driven(submission, call, name, *args):
     """What a function of the probe gives, or `Wrong` for what the submission raised."""
-    answer = submission.drive(name, *args)
+    try:
+        answer = submission.drive(name, *args)
+    except Wrong as error:      # it did not return: name the call as a learner knows it, not the probe's
+        raise Wrong(str(error).partition("\n")[0], call) from None
     if "raised" in answer:
         kind, text, where = answer["raised"]
         if kind == "NotImplementedError":
@@ -173,14 +179,14 @@ def first(got, want, key):
 
 
 def compare(got, want, sends, call, guesses, late):
-    """Raises `Wrong` for the first kind of difference. guesses: pairs (what was done, records that this would give)."""
+    """Raises `Wrong` for the first kind of difference. guesses(): pairs (what was done, records that this would give)."""
     if len(got) != len(want):
         refused = sum(r["status"] == "rejected" for r in want)
         failed = refused + sum(r["status"] == "error" for r in want)
         for n, text in ((refused, "Rejected requests have no record"), (failed, "Failed requests have no record")):
             if n and len(got) == len(want) - n:
                 raise Wrong(f"{text}: whoever reads the list cannot count them any more.", call, f"{len(got)} records", f"{len(want)}")
-        for text, other in guesses:
+        for text, other in guesses():
             if len(got) == len(other) != len(want):
                 raise Wrong(text, call, f"{len(got)} records", f"{len(want)}")
         raise Wrong("There has to be one record for each request, whatever became of it.", call, f"{len(got)} records", f"{len(want)}")
@@ -199,10 +205,11 @@ def compare(got, want, sends, call, guesses, late):
                     f"record {k}: sent {got[k]['sent']}", f"{true[k] if k < len(true) else 'never sent'}")
     if true != column(want, "sent"):
         came, expected, k = first(got, want, "sent")
-        for text, other in guesses:
+        for text, other in guesses():
             if true == column(other, "sent"):
                 raise Wrong(text, call, came, expected)
-        raise Wrong(f"Request {k} was sent {'early' if true[k] < want[k]['sent'] else 'late'}.", call, came, expected)
+        hint = " Does the think time count from `done`, and not from the tick at which the answer was taken?" if late is not_sent else ""
+        raise Wrong(f"Request {k} was sent {'early' if true[k] < want[k]['sent'] else 'late'}.{hint}", call, came, expected)
     if column(got, "done") != column(want, "done"):
         came, expected, k = first(got, want, "done")
         if all(a >= b for a, b in zip(column(got, "done"), column(want, "done"))):
@@ -233,21 +240,20 @@ def ask_open(submission, spec, schedule, what):
 
     drifts = "Delays add up: each gap is counted from the last send, not from the schedule, so the rate drifts."
     cost = dict(spec.get("cost", ()))
-    guesses = [
+    compare(form(answer["got"], call), want, answer["sends"], call, lambda: [
         ("The generator waits for an answer before it sends the next request: that is a closed loop with a schedule.",
          open_oracle(spec, schedule, lambda p, r, k: p if r is None else max(p, r["done"]))),
         (drifts, open_oracle(spec, schedule, lambda p, r, k: p if r is None else r["sent"] + cost.get(k - 1, 0) + p - r["arrival"])),
         (drifts, open_oracle(spec, schedule, lambda p, r, k: p if r is None else r["sent"] + p - r["arrival"])),
         ("The schedule counts from the tick at which open_loop was called, not from tick 0 of the clock.",
          open_oracle(spec, schedule, lambda p, r, k: p - clock)),
-        ("Everything is sent at once: the schedule has no effect.", open_oracle(spec, schedule, lambda p, r, k: 0))]
-    compare(form(answer["got"], call), want, answer["sends"], call, guesses, no_plan)
+        ("Everything is sent at once: the schedule has no effect.", open_oracle(spec, schedule, lambda p, r, k: 0))], no_plan)
 
 
 def ask_closed(submission, spec, clients, requests, think, what):
     call = f"closed_loop(server, clients={clients}, requests={requests}, think_time={think})  ({what}; {words(spec)})"
     answer = driven(submission, call, "drive_closed", spec, clients, requests, think)
-    guesses = [
+    compare(form(answer["got"], call), closed_oracle(spec, clients, requests, think), answer["sends"], call, lambda: [
         ("`requests` counts the requests of all clients together, not of each.", closed_oracle(spec, clients, clients * requests, think)),
         ("Only one client is at work: the next request waits for the answer to the last one.", closed_oracle(spec, 1, requests, think)),
         ("The clients wait for each other: each one goes on when its own answer is done.", barrier_oracle(spec, clients, requests, think)),
@@ -258,8 +264,7 @@ def ask_closed(submission, spec, clients, requests, think, what):
          closed_oracle(spec, clients, requests, think, lambda r, t: r["done"] + t * (r["status"] != "rejected"))),
         ("A client that got an error or a rejection thinks before it sends again, like any other.",
          closed_oracle(spec, clients, requests, think, lambda r, t: r["done"] + t * (r["status"] == "ok"))),
-        ("The clients do not think.", closed_oracle(spec, clients, requests, 0))]
-    compare(form(answer["got"], call), closed_oracle(spec, clients, requests, think), answer["sends"], call, guesses, not_sent)
+        ("The clients do not think.", closed_oracle(spec, clients, requests, 0))], not_sent)
 
 
 # ---- what a submission's report may have wrong ----------------------------------------------------------------------
@@ -287,6 +292,8 @@ def why_window(records, start, end, got):
         ("The window cuts by `sent`: a late generator moves requests out of the window.", sum(start <= r["sent"] < end for r in records)),
         ("The requests before `start` are counted: that is the warm-up.", len(after)),
         ("`end` is not part of the window.", sum(start <= r["arrival"] <= end for r in records)),
+        ("`start` is part of the window, `end` is not.", sum(start < r["arrival"] <= end for r in records)),
+        ("`start` is part of the window.", sum(start < r["arrival"] < end for r in records)),
         ("The requests after `end` are counted.", sum(start <= r["arrival"] for r in records)),
         ("The window has no effect.", len(records)),
         ("Only answered requests are counted: failed ones belong to the window as well.",
@@ -354,6 +361,9 @@ def why_throughput(records, start, end, got):
     ok = [r for r in records if r["status"] == "ok"]
     span = max((r["done"] for r in records), default=0)
     guesses = (
+        ("`start` is part of the window, `end` is not.", sum(start <= r["done"] <= end for r in ok) / ticks),
+        ("`start` is part of the window, `end` is not.", sum(start < r["done"] <= end for r in ok) / ticks),
+        ("`start` is part of the window, `end` is not.", sum(start < r["done"] < end for r in ok) / ticks),
         ("The throughput counts the answers to the window's requests, also those that came after its end: in overload that is the offered rate again.",
          sum(start <= r["arrival"] < end for r in ok) / ticks),
         ("The throughput counts failed requests: a refusal is no work.", sum(start <= r["done"] < end for r in records) / ticks),
@@ -376,7 +386,9 @@ def ask_report(submission, records, start, end, what, shares=None):
         raise Wrong("report returns a dict with the ten keys of the contract.", call,
                     sorted(map(str, got)) if isinstance(got, dict) else got, sorted(REPORT))
     for key in ("count", "ok", "errors", "rejected"):
-        if not is_int(got[key]) or got[key] != want[key]:
+        if not is_int(got[key]):
+            raise Wrong(f"{key!r} is an int.", call, show(got[key]), want[key])
+        if got[key] != want[key]:
             mistake = why_window(records, start, end, got[key]) if key == "count" else f"{key!r} counts the requests of the window by status."
             raise Wrong(mistake, call, f"{key} {got[key]!r}", want[key])
     if not isinstance(got["percentiles"], dict) or set(got["percentiles"]) != set(want["percentiles"]):
@@ -444,6 +456,11 @@ def test_open_late_generator(submission):
     ask_open(submission, {"service": [3], "workers": 4, "cost": [(k, 12) for k in range(60)]}, list(range(0, 600, 10)), "a generator that is too slow")
 
 
+def test_open_slow_answer(submission):
+    """open_loop waits for the last answer, however long it takes"""
+    ask_open(submission, {"service": [3] * 19 + [400_000], "workers": 3, "clock": 40}, list(range(0, 200, 10)), "the last request takes 400,000 ticks")
+
+
 def test_open_bursts(submission):
     """open_loop sends bursts, several requests at one tick"""
     schedule = sorted([t for t in range(0, 2000, 200) for _ in range(15)] + list(range(50, 2000, 70)))
@@ -482,6 +499,7 @@ def test_closed_one_client(submission):
     ask_closed(submission, {"service": [4, 9, 2]}, 1, 40, 6, "one client")
     ask_closed(submission, {"service": [4, 9, 2], "clock": 500}, 1, 40, 0, "one client that does not think")
     ask_closed(submission, {"service": [2], "freezes": [(100, 400)]}, 1, 60, 8, "a freeze")
+    ask_closed(submission, {"service": [400_000, 3]}, 1, 3, 8, "a first request that takes 400,000 ticks")
 
 
 def test_closed_edges(submission):
@@ -575,6 +593,10 @@ def test_report_little(submission):
     for what, records in (("steady", steady), ("overload", flooded), ("a freeze at the window's edge", frozen)):
         for start, end in ((1000, 9000), (1000, 2000), (2000, 2500), (0, 9000)):
             ask_report(submission, records, start, end, what)
+    ten = [record(1000 + 100 * k, 1000 + 100 * k, 1100 + 100 * k, "ok") for k in range(10)]
+    for extra in (80, 108, 115):
+        ask_report(submission, [record(500, 500, 1000 + extra, "ok"), *ten], 1000, 2000, f"{extra} ticks of a request from before the window")
+        ask_report(submission, [*ten[:9], record(1900, 1900, 2000 + extra, "ok")], 1000, 2000, f"{extra} ticks of a request beyond the window")
 
 
 def test_report_nothing(submission):
@@ -618,14 +640,22 @@ class Search:
         self.spec, self.length, self.share = spec, length, share
         self.units = [float(u) for u in np.cumsum(exponential(seed, n))]
         self.search = {"bound": bound, "low": low, "high": high, "tolerance": tolerance, "start": start, "end": end or length, "share": share}
+        self.known, self.values = {}, {}
 
     def schedule(self, rate):
         return [tick for tick in (int(unit * 1000 / rate) for unit in self.units) if tick < self.length]
 
     def records(self, rate):
-        return open_oracle(self.spec, self.schedule(rate))
+        if rate not in self.known:
+            self.known[rate] = open_oracle(self.spec, self.schedule(rate))
+        return self.known[rate]
 
     def value(self, rate):
+        if rate not in self.values:
+            self.values[rate] = self.percentile(rate)
+        return self.values[rate]
+
+    def percentile(self, rate):
         return report_oracle(self.records(rate), self.search["start"], self.search["end"], (self.share,))["percentiles"][self.share]
 
     def holds(self, rate):
@@ -647,10 +677,13 @@ class Search:
 
     def why_holds(self, rate):
         """The likely mistake of an answer that takes this rate for one that fails, or ''."""
-        before = [latency(r) for r in self.records(rate) if r["arrival"] < self.search["end"]]
-        if before and nearest_rank(before, self.share) > self.search["bound"]:
-            return "'failed' holds the bound in the window: the warm-up before `start` is judged as well."
-        return ""
+        records, start, end = self.records(rate), self.search["start"], self.search["end"]
+        found = []
+        for text, values in (("what comes after `end` is judged as well.", [latency(r) for r in records if start <= r["arrival"]]),
+                             ("the warm-up before `start` is judged as well.", [latency(r) for r in records if r["arrival"] < end])):
+            if values and nearest_rank(values, self.share) > self.search["bound"]:
+                found.append(text)
+        return f"'failed' holds the bound in the window: {' Or: '.join(found)}" if found else ""
 
 
 def ask_max(submission, case, what):
@@ -686,6 +719,10 @@ def ask_max(submission, case, what):
         right.append({"rate": None, "failed": low})
     if got in right:
         return
+    for name, value in got.items():
+        if value is not None and not low <= value <= high:
+            raise Wrong(f"{name!r} is none of the rates from low to high. Where no rate held, or none failed, it is None.", call, got,
+                        f"{right[0] if right else 'two rates'}  ({ends})")
     if rate is None and failed is None:
         raise Wrong("'rate' and 'failed' cannot both be None.", call, got, f"{right[0] if right else 'two rates'}  ({ends})")
     unchecked = ""
