@@ -1,4 +1,5 @@
 """Runs in the submission's process: calls accuracy_gate with arrays that stay the same objects from call to call."""
+import copy
 import sys
 
 
@@ -16,3 +17,12 @@ def fill_again(reference, first, second, labels):
     one = list(gate(reference, candidate, labels, "int8")["reasons"])
     candidate[:] = second
     return one, list(gate(reference, candidate, labels, "int8")["reasons"])
+
+
+def answers_stay(reference, first, second, labels):
+    """Whether the first answer is still the same after another call, for fewer rows and other reasons."""
+    gate = sys.modules["submission"].accuracy_gate
+    one = gate(reference, first, labels, "int8")
+    kept = copy.deepcopy(one)
+    gate(reference[:len(second)], second, labels[:len(second)], "int8", min_samples=30)
+    return one == kept

@@ -35,8 +35,8 @@ def softmax(z):
 
 
 def network(pixels=PIXELS, bits=53, only_weights=False, bias=0.0, weights=WEIGHTS):
-    step = (lambda x: x) if only_weights else (lambda x: rounded(x, bits))
-    w = {name: rounded(value, bits) for name, value in weights.items()}
+    step = (lambda x: x) if only_weights or bits == 53 else (lambda x: rounded(x, bits))
+    w = {name: rounded(value, bits) for name, value in weights.items()} if bits < 53 else weights      # a float64 has 53
     hidden = step(np.maximum(step(pixels) @ w["hidden.weight"].T + w["hidden.bias"], 0))
     return step(softmax(step(hidden @ w["logits.weight"].T + w["logits.bias"] + bias)))
 
@@ -112,7 +112,14 @@ def oracle(reference, candidate, labels, limits, max_drop=0.01, max_class_drop=0
 
 
 def chosen(submission, dtype):
-    """The submission's own tolerance, or `Wrong`."""
+    """The submission's own tolerance, or `Wrong`. It is asked once for each dtype."""
+    known = submission.__dict__.setdefault("tolerances", {})
+    if dtype not in known:
+        known[dtype] = chosen_now(submission, dtype)
+    return known[dtype]
+
+
+def chosen_now(submission, dtype):
     got = submission.call("tolerance", dtype)
     call = f"tolerance({dtype!r})"
     if dtype == "int8":
@@ -156,7 +163,10 @@ def ask(submission, reference, candidate, labels, dtype, what, **limits):
     if not close(got["drop"], want["drop"]):
         raise Wrong(why_drop(reference, candidate, labels, got["drop"], want), call, f"drop {got['drop']}", f"{want['drop']:.6f}")
     check_classes(got, want, call)
-    if not isinstance(got["few"], (list, tuple)) or list(got["few"]) != want["few"]:
+    whole = isinstance(got["few"], (list, tuple)) and all(isinstance(c, (int, np.integer)) and not isinstance(c, bool) for c in got["few"])
+    if not whole:
+        raise Wrong("'few' is a list of int: the numbers of the classes, not an array and not a list of arrays.", call, got["few"], want["few"])
+    if list(got["few"]) != want["few"]:
         raise Wrong("'few' is wrong: the classes of 0 to classes-1 with fewer rows than min_samples, absent ones too, sorted.", call,
                     got["few"], want["few"])
     sure, maybe = want["reasons"] | ({"tolerance"} if least else set()), want["reasons"] | ({"tolerance"} if most else set())
@@ -200,7 +210,11 @@ def why_outside(reference, candidate, limits, got):
     rtol, atol = limits
     a, b = candidate.astype(np.float64), reference.astype(np.float64)
     finite = np.isfinite(a).all(axis=1)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        unsigned = (np.abs(a - b) > atol + rtol * b)[finite].any(axis=1).sum()
+        narrow = [(np.abs(x - y).astype(np.float64) > atol + rtol * np.abs(b))[finite].any(axis=1).sum() for x, y in (
+            (candidate, reference.astype(candidate.dtype)), (candidate.astype(reference.dtype), reference),
+            (candidate.astype(np.float32), reference.astype(np.float32)))]
         swapped = (np.abs(a - b) > atol + rtol * np.abs(a))[finite].any(axis=1).sum()
         elements = (np.abs(a - b) > atol + rtol * np.abs(b))[finite].sum()
         every = (~(np.abs(a - b) <= atol + rtol * np.abs(b))).any(axis=1).sum()
@@ -210,7 +224,9 @@ def why_outside(reference, candidate, limits, got):
                (elements, "Elements are counted, and outside is a number of rows."),
                (signed, "The sign of the difference decides: take the absolute value."),
                (mean, "The mean error of a row hides its largest one."),
-               (swapped, "The relative part is taken of the candidate: it is of the reference."))
+               (swapped, "The relative part is taken of the candidate: it is of the reference."),
+               (unsigned, "The relative part is taken of the reference with its sign: it is of |reference|."),
+               *((value, "The difference is rounded: convert both arrays to float64 before you subtract.") for value in narrow))
     return next((text for value, text in guesses if value == got), "The rows outside the tolerance are miscounted.")
 
 
@@ -272,7 +288,7 @@ def test_tolerance_accepts_honest_rounding(submission, dtype):
         pixels = PIXELS if seed is None else noisy(seed)
         reference = network(pixels)
         if dtype == "float32":
-            candidates = [(f"float32, sums in {parts} parts", in_float32(pixels, parts)) for parts in (1, 2, 7)]
+            candidates = [(f"float32, sums in {parts} parts", in_float32(pixels, parts)) for parts in ({1: (1,), 2: (2,), 3: (7,)}.get(seed, (1, 2, 7)))]
         else:
             candidates = [(f"{BITS[dtype]} bits, {'weights only' if only else 'everything rounded'}", network(pixels, BITS[dtype], only))
                           for only in (True, False)]
@@ -348,6 +364,14 @@ def test_gate_other_shapes(submission, seed):
     ask(submission, reference, candidate, labels, "float16", f"{classes} classes")
 
 
+def test_gate_label_types(submission):
+    """accuracy_gate takes labels of any integer type"""
+    counts = [30] * 15                                                      # 15 classes squared are more than an int8 or a uint8 holds
+    reference, candidate, labels = table(counts, [1] * 15, [2] * 14 + [9], 26)
+    for kind in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"):
+        ask(submission, reference, candidate, labels.astype(kind), "int8", f"15 classes, labels {kind}")
+
+
 def test_gate_tells_spread_from_concentrated(submission):
     """accuracy_gate tells a loss over all classes from a loss in one"""
     ten = [40] * 10
@@ -356,7 +380,8 @@ def test_gate_tells_spread_from_concentrated(submission):
             ("three rows lost in one class", [0] * 10, [0] * 6 + [3] + [0] * 3),
             ("four rows lost in one class, four gained in others", [1, 1, 1, 1] + [0] * 6, [0] * 9 + [4]),
             ("as many lost as gained in each class", [2] * 10, [2] * 10),
-            ("better everywhere", [3] * 10, [1] * 10)):
+            ("better everywhere", [3] * 10, [1] * 10), ("better by far in one class", [4] + [0] * 9, [0] * 10),
+            ("better by far in one class, and one row lost in another", [6] + [0] * 9, [0] * 9 + [1])):
         ask(submission, *table(ten, before, after, 31), "int8", what)
 
 
@@ -416,6 +441,14 @@ def test_gate_outside(submission):
         some[::7, 1] += 3 * step[::7, 1]
         some[::5, 2] -= 3 * step[::5, 2]
         ask(submission, reference, some, labels, dtype, "single elements outside")
+        logits = reference - 2000                                          # negative: the relative part is of the absolute value
+        for what, factor in (("all inside", 0.98), ("all outside", 1.02)):
+            step = factor * (atol + rtol * np.abs(logits))
+            ask(submission, logits, logits - step, labels, dtype, f"{what}, outputs below 0")
+        coarse = (reference / 1000).astype(np.float16)
+        exact = coarse.astype(np.float64)
+        for what, factor in (("all inside", 0.98), ("all outside", 1.02)):
+            ask(submission, coarse, exact + factor * (atol + rtol * exact), labels, dtype, f"{what}, a float16 reference")
 
 
 def test_gate_array_types(submission):
@@ -431,6 +464,10 @@ def test_gate_array_types(submission):
     tied = reference.copy()
     tied[:, 1] = tied.max(axis=1)
     ask(submission, reference, tied, labels, "int8", "class 1 tied with the best in each row")
+    last = np.argmax(reference, axis=1) == 4
+    tied = reference.copy()
+    tied[last, 3] = tied[last, 4]
+    ask(submission, tied, reference, labels, "int8", "class 3 tied with class 4 in the reference", min_reference=0.5)
 
 
 # ---- what has to be refused -----------------------------------------------------------------------------------------
@@ -484,8 +521,8 @@ def test_gate_refuses_types(submission):
 def test_gate_refuses_values(submission):
     """accuracy_gate refuses labels out of range, a reference that is not finite, and labels of other images"""
     r, rng = REFERENCE, np.random.default_rng(9)
-    for value in (10, 255, -1):
-        labels = LABELS.copy()
+    for value in (10, 255, -1, 256, 65_536, -256):
+        labels = LABELS.astype(np.int64)
         labels[17] = value
         refuse(submission, (r, r, labels, "float32"), "ValueError", f"the label {value}")
     for value in (np.nan, np.inf, -np.inf):
@@ -498,6 +535,8 @@ def test_gate_refuses_values(submission):
         refuse(submission, (r, r, labels, "float32"), "ValueError", what)
     refuse(submission, (r, r, LABELS, "int8"), "ValueError", "a reference below min_reference", min_reference=0.99)
     ask(submission, *table([40] * 4, [20] * 4, [20] * 4, 91), "int8", "a reference right for half", min_reference=0.4)
+    ask(submission, *table([40] * 4, [20] * 4, [20] * 4, 91), "int8", "a reference right for half", min_reference=0.5)
+    ask(submission, *table([40] * 4, [8] * 4, [8] * 4, 92), "int8", "a reference right for 0.8, which is not below 0.8")
 
 
 # ---- manners --------------------------------------------------------------------------------------------------------
@@ -519,6 +558,16 @@ def test_gate_keeps_nothing(submission):
     tables = [(REFERENCE, good, LABELS), (REFERENCE, bad, LABELS), table([40, 40, 10], [0] * 3, [0, 4, 0], 95), (REFERENCE, good, LABELS)]
     for k in (0, 1, 2, 3, 2, 1, 0):
         ask(submission, *tables[k], "int8", f"call {k} of several, in turn")
+    reference, candidate, labels = table([40] * 3, [1] * 3, [1, 1, 4], 96)
+    ask(submission, reference, candidate, labels, "int8", "before anything else is asked")
+    for what, arguments, limits in (("another reference", (candidate, candidate, labels, "int8"), {}), ("another type", (reference, candidate, labels, "float32"), {}),
+                                    ("other labels", (reference, candidate, np.where(np.arange(120) < 3, (labels + 1) % 3, labels), "int8"), {}),
+                                    ("another max_drop", (reference, candidate, labels, "int8"), {"max_drop": 0.5}),
+                                    ("another max_class_drop", (reference, candidate, labels, "int8"), {"max_class_drop": 0.5}),
+                                    ("another min_samples", (reference, candidate, labels, "int8"), {"min_samples": 50})):
+        ask(submission, *arguments, f"{what}, after other calls", **limits)
+    if not submission.drive("answers_stay", REFERENCE, good, bad[:200], LABELS):
+        raise Wrong("An answer changes when another call is made: each call returns a dict and lists of its own.", "first = accuracy_gate(…), accuracy_gate(…), first")
     for first, second in ((good, bad), (bad, good)):
         for got, candidate in zip(submission.drive("fill_again", REFERENCE, first, second, LABELS), (first, second)):
             want = oracle(REFERENCE, candidate, LABELS, None)["reasons"]

@@ -1,6 +1,6 @@
 """Subtracts in the type of the candidate, where small differences vanish.
 fails: test_gate_array_types
-says: miscounted
+says: convert both arrays to float64 before you subtract
 """
 import numpy as np
 
