@@ -109,8 +109,8 @@ class Result:
         return f"<p><b>{html.escape(self.headline)}</b></p>{problem}<table>{rows}</table>"
 
 
-def grade(exercise: str, source: str, seconds: float = SECONDS) -> Result:
-    """Grades the text of an answer. source: Python. seconds: limit for the whole grading."""
+def grade(exercise: str, source: str, seconds: float = SECONDS, only: str = "") -> Result:
+    """Grades the text of an answer. source: Python. seconds: limit for the whole grading. only: one test of the grader, by name."""
     ex = Exercise(exercise)
     result = Result(ex.name)
     with tempfile.TemporaryDirectory(prefix="grade-") as folder:
@@ -121,7 +121,7 @@ def grade(exercise: str, source: str, seconds: float = SECONDS) -> Result:
         except Wrong as error:
             result.problem = str(error)
             return result
-        report, problem = _run_grader(ex, path, seconds)
+        report, problem = _run_grader(ex, path, seconds, only)
     if report is None:
         result.problem = problem
         return result
@@ -131,8 +131,8 @@ def grade(exercise: str, source: str, seconds: float = SECONDS) -> Result:
     return result
 
 
-def _run_grader(ex, path, seconds):
-    command = [sys.executable, "-c", "from course.check import _grader_main; _grader_main()", str(ex.grader), str(path)]
+def _run_grader(ex, path, seconds, only):
+    command = [sys.executable, "-c", "from course.check import _grader_main; _grader_main()", f"{ex.grader}::{only}" if only else str(ex.grader), str(path)]
     process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=os.name == "posix")
     killed = []
