@@ -1,6 +1,7 @@
 """Grader of 01_foundations/ex01_predict_time: networks made here from seeds; their shapes come from running them."""
 import math
 import numbers
+import os
 
 import numpy as np
 import onnx
@@ -193,6 +194,7 @@ def truth(net, batch, dtype="float32"):
             sum(size(n) for r in net.nodes if r.op_type not in (*VIEWS, "Constant") for n in r.input if n in fixed) + sum(map(size, (border - fixed) | outputs)),
         "A view that is an output is its source under another name: it counts once.": sum(map(size, border | set(net.outputs))),
         "Constants are counted that no layer reads.": sum(map(size, set(net.constants) | border | outputs)),
+        "A graph input is counted that no layer reads.": sum(map(size, set(net.inputs) | border | outputs)),
         "The graph's outputs are missing.": sum(map(size, border)),
         "The graph's inputs are missing.": sum(map(size, (border & fixed) | outputs)),
         "The constants are missing.": sum(map(size, (border - fixed) | outputs)),
@@ -283,6 +285,8 @@ def check_predict(submission, net, path, batch, machine, dtype="float32"):
                         call, mine["bound"], bound)
     if not close(got["seconds"], total):
         raise Wrong("seconds is the sum over the layers.", call, got["seconds"], total)
+    if isinstance(got["fused_bytes"], bool) or not isinstance(got["fused_bytes"], (numbers.Integral, np.integer)):
+        raise Wrong("fused_bytes is no int.", call, got["fused_bytes"], fused)
     if got["fused_bytes"] != fused:
         guess = next((t for t, v in fused_why.items() if v == got["fused_bytes"]), "fused_bytes is wrong.")
         raise Wrong(f"{guess} (fused_bytes)", call, got["fused_bytes"], f"{fused:,}")
@@ -382,11 +386,13 @@ KNOWN = {  # worked out by hand: network, batch, operations, bytes
     "two groups, batch 2": (one("Conv", [(4, 5, 5), [6, 2, 3, 3]], group=2), 2, 3_888, 1_664),
     "causal 1-D, dilated": (one("Conv", [(2, 10), [3, 2, 2]], dilations=[3], pads=[3, 0]), 1, 240, 248),
     "hidden layer of the digits": (one("Gemm", [(784,), [128, 784], [128]], transB=1), 1, 200_832, 405_568),
-    "matrix-vector product": (one("MatMul", [(1, 4096), [4096, 4096]]), 1, 33_554_432, 67_141_632),
+    "more operations than an int32 holds": (one("Gemm", [(784,), [1024, 784], [1024]], transB=1), 1500, 2_409_984_000, 14_063_360),
+    "matrix-vector product": (one("MatMul", [(1, 1024), [1024, 1024]]), 1, 2_097_152, 4_202_496),
     "product with a shared matrix": (one("MatMul", [(4, 8, 16), [16, 32]]), 2, 65_536, 14_336),
     "product that broadcasts both": (one("MatMul", [(1, 5, 7), [3, 7, 2]]), 4, 1_680, 1_208),
     "ReLU": (one("Relu", [(10, 10)]), 3, 300, 2_400),
     "sum with a row": (one("Add", [(10, 10), [10]]), 3, 300, 2_440),
+    "sum that broadcasts both": (one("Add", [(1, 7), [5, 1]]), 2, 70, 356),
     "softmax": (one("Softmax", [(1000,)], axis=-1), 2, 10_000, 16_000),
     "max pooling": (one("MaxPool", [(8, 112, 112)], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]), 1, 225_792, 501_760),
     "global average": (one("GlobalAveragePool", [(16, 7, 7)]), 2, 1_568, 6_400),
@@ -441,7 +447,9 @@ def test_layers_distinct_tensors(submission, tmp_path):
     net.add("Mul", [x, x], "square")
     net.add("Identity", [x], "alias")
     net.add("Identity", ["alias"], "alias2")
-    net.add("Add", ["alias2", x], "double")
+    net.add("Identity", ["alias2"], "alias3")
+    net.add("Identity", ["alias3"], "alias4")
+    net.add("Add", ["alias4", x], "double")
     net.ints("flat", 0, 24)
     net.add("Reshape", ["double", "flat"], "row")
     net.add("Reshape", ["square", "flat"], "row2")
@@ -492,6 +500,27 @@ def test_layers_keeps_nothing(submission, tmp_path):
                             f"something is kept.\n  The failure was: {error}") from None
         if path.read_bytes() != before:
             raise Wrong("The file that was read was changed.", write_call("layers", (str(path), 2), {}))
+        if others := sorted({p.name for p in tmp_path.iterdir()} - {path.name}):
+            raise Wrong("A file was written beside the model: its folder is the caller's.", write_call("layers", (str(path), 2), {}), others, "no other file")
+
+
+def test_layers_keeps_no_file(submission, tmp_path):
+    """layers notices another content of the same name, size and time, and gives rows of their own"""
+    path, seen = tmp_path / "net.onnx", set()
+    for op in ("Relu", "Tanh", "Relu"):                        # names of the same length: the files have the same size
+        net = one(op, [(6, 5)])
+        net.save(tmp_path)
+        os.utime(path, ns=(10**18, 10**18))
+        seen.add(path.stat().st_size)
+        got, call = ask(submission, "layers", str(path), 4)
+        rows = truth(net, 4)[0]
+        if isinstance(got, (list, tuple)) and len(got) == 1 and isinstance(got[0], dict) and got[0].get("op") in ("Relu", "Tanh") and got[0]["op"] != op:
+            raise Wrong("This is the answer for an earlier file of the same name, size and time: something is kept.", call, got[0]["op"], op)
+        check_rows(got, rows, call, ("name", "op", "dtype", "flops", "bytes"))
+    assert len(seen) == 1, "the files differ in size"
+    if not submission.drive("rows_are_new", str(path), 4, {**FINE, "matrix": dict(FINE["matrix"])}):
+        raise Wrong("The rows of one answer are those of another: what a caller does to them shows in the next answer.",
+                    "rows = layers(path, 4), predict(path, 4, machine), layers(path, 4)")
 
 
 def expect_value_error(submission, function, args, mistake, words):
@@ -511,14 +540,14 @@ def expect_value_error(submission, function, args, mistake, words):
 
 def test_layers_refuses(submission, tmp_path):
     """layers refuses operators that it cannot count, and batches that are none"""
-    for op, attributes in (("Erf", {}), ("LeakyRelu", {}), ("LogSoftmax", {"axis": -1})):
+    for op, attributes in (("Erf", {}), ("LeakyRelu", {}), ("LogSoftmax", {"axis": -1}), ("Dropout", {}), ("Shape", {}), ("Sum", {}), ("Sqrt", {})):
         net = Net(61)
         net.add("Relu", [net.input("x", 4)], "r")
         net.add(op, ["r"], "y", **attributes)
         net.outputs = ["y"]
         expect_value_error(submission, "layers", (net.save(tmp_path), 2), f"{op} is not in the table: a count of nothing would be a lie.", op)
     path = mlp(62).save(tmp_path)
-    for batch in (0, -1, 2.5, "8", None):
+    for batch in (0, -1, 2.5, 8.0, "8", None):
         expect_value_error(submission, "layers", (path, batch), f"{batch!r} is no batch.", "")
 
 
@@ -569,6 +598,13 @@ def test_predict_fused(submission, tmp_path):
     check_predict(submission, net, net.save(tmp_path), 5, FINE)
     net = attention(82)
     check_predict(submission, net, net.save(tmp_path, constants_as_inputs=True), 5, FINE)
+    net = Net(84)                                              # an input that nobody reads, one that only a view reads, one that is an output too
+    net.input("idle", 11), net.input("seen", 4, 3)
+    net.add("Flatten", [net.input("x", 5)], "flat")
+    net.add("Flatten", ["seen"], "folded", axis=1)
+    net.add("Relu", ["flat"], "y")
+    net.outputs = ["y", "folded"]
+    check_predict(submission, net, net.save(tmp_path), 3, FINE)
     net = Net(83)                                              # an intermediate tensor that is an output too, and is read again
     net.add("Relu", [net.input("x", 50)], "r")
     net.add("Add", ["r", net.input("z", 50)], "y")
