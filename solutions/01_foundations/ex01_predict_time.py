@@ -74,8 +74,8 @@
 #   `"unexplained"` if it is more.
 # - `ValueError` if `repeats` is below 1 or `warmup` below 0.
 #
-# Nothing that is handed in may be changed, and nothing may be kept between calls: a file of the same name can have another
-# content. Counted: calls of `start`. Not graded: how fast your code or this machine is.
+# Nothing that is handed in may be changed, no file may be written beside the model, and nothing may be kept between calls: a file
+# of the same name, size and time can have another content. Counted: calls of `start`. Not graded: how fast your code or this machine is.
 
 # %% [markdown]
 # ## The model
