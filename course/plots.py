@@ -67,15 +67,15 @@ def themed(svg: str, title: str) -> str:
     """matplotlib's SVG file as an element for a page: the page's colours and font, a name, no metadata, ids of its own."""
     svg = svg[svg.index("<svg"):]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)  # its style rule would reach the whole page
+    own = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     svg = re.sub(r"<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>",
-                 lambda found: f'<svg class="icr-plot" viewBox="{found[1]}" role="img">'
-                               f"<title>{html.escape(title)}</title>", svg, count=1)
+                 lambda found: f'<svg class="icr-plot" viewBox="{found[1]}" role="img" aria-labelledby="{own}-name">', svg, count=1)
     svg = svg.replace(INK, "currentColor")
     for number, colour in enumerate(_LINES, 1):
         svg = svg.replace(colour, f"var(--icr-line-{number})")
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg).replace("xlink:href", "href")
-    own = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-    svg = re.sub(r'id="([^"]+)"', rf'id="{own}-\1"', svg)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{own}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{own}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{own}-\1)", svg)
+    svg = svg.replace(f'aria-labelledby="{own}-name">', f'aria-labelledby="{own}-name"><title id="{own}-name">{html.escape(title)}</title>')
     return re.sub(r">\s+<", "><", svg).strip()
