@@ -257,10 +257,10 @@ class BenchPlot(ShareTable):
         model, precision = self.arguments
         super().drawn(found)  # finds the limits, notes what the page depends on
         lines = []
-        for way, title in TITLES.items():
+        for slot, (way, title) in enumerate(TITLES.items()):
             points = sorted((batch, batch / run["results"]["back_to_back"]["p50"] * 1e3) for (w, batch), run in found.items() if w == way)
             if points:
-                lines.append(plots.Line(title, *zip(*points, strict=True)))
+                lines.append(plots.Line(title, *zip(*points, strict=True), slot=slot))
         batches = sorted({batch for _, batch in found})
         least = [batch / self.limits.least_ms(counts_of(root, model, precision, batch)) * 1e3 for batch in batches]
         lines.append(plots.Line("speed of light of this machine", batches, least, limit=True))

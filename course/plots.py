@@ -19,12 +19,14 @@ _MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One series: points (x, y) in x order; ``limit`` draws it dashed, without points."""
+    """One series: points (x, y) in x order; ``limit`` draws it dashed, without points. ``slot`` is its colour and mark, from 0 on, where charts
+    should agree on them; otherwise its place among the lines."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     limit: bool = False
+    slot: int | None = None
 
 
 def chart(lines: Sequence[Line], title: str, x_label: str, y_label: str, *, log: bool = True, ticks: Sequence[float] = ()) -> str:
@@ -42,7 +44,9 @@ def chart(lines: Sequence[Line], title: str, x_label: str, y_label: str, *, log:
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = figure.add_subplot()
-        for line, colour, marker in zip(lines, _LINES, _MARKERS, strict=False):
+        for place, line in enumerate(lines):
+            slot = place if line.slot is None else line.slot
+            colour, marker = _LINES[slot], _MARKERS[slot]
             axes.plot(line.x, line.y, color=INK if line.limit else colour, marker="" if line.limit else marker, markersize=6, linewidth=1.6 if line.limit else 2,
                       linestyle="--" if line.limit else "-", label=line.label)
         if log:
