@@ -55,15 +55,16 @@ TITLES = {
 CPU_TITLES = {"ort": "ONNX Runtime, one thread", "numpy": "NumPy, the threads of its BLAS", "torch": "torch eager, one thread"}
 
 
+def valid_runs(root: Path, pattern: str) -> list[dict[str, Any]]:
+    """The valid runs whose id matches the pattern, oldest first."""
+    found = (runs.load_run(root, path.stem) for path in sorted((root / "measurements/runs").glob(f"{pattern}.json")))
+    return [run for run in found if run.get("status") == "ok"]
+
+
 def newest(root: Path, model: str, precision: str, systems: list[str], suite: str = "gpu") -> dict[tuple[str, int], dict[str, Any]]:
     """The newest valid run of each (way, batch) of the model in that precision on one of ``systems``, in the suite gpu or cpu."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for path in sorted((root / "measurements/runs").glob(f"*_{suite}.{model}-{precision}-b*.json")):
-        run = runs.load_run(root, path.stem)
-        setting = run.get("configuration", {})
-        if run.get("status") == "ok" and run.get("system") in systems:
-            found[setting["way"], setting["batch"]] = run
-    return found
+    return {(run["configuration"]["way"], run["configuration"]["batch"]): run for run in valid_runs(root, f"*_{suite}.{model}-{precision}-b*")
+            if run.get("system") in systems}
 
 
 def cost_per_million(run: dict[str, Any], price: float) -> float:
@@ -92,8 +93,7 @@ def limits(root: Path, system: str, precision: str) -> Limits:
     """The newest valid micro runs of ``system``: the copy, and the matrix product in ``precision``. Raises RunError where one is missing."""
     found = []
     for case in ("copy", f"matmul-{precision}"):
-        valid = [run for path in sorted((root / "measurements/runs").glob(f"*_{system}_micro.{case}.json"))
-                 if (run := runs.load_run(root, path.stem)).get("status") == "ok"]
+        valid = valid_runs(root, f"*_{system}_micro.{case}")
         if not valid:
             raise runs.RunError(f"no valid run micro.{case} on {system}: the speed of light of that machine is not known")
         found.append(valid[-1])
@@ -225,13 +225,14 @@ class ShareTable(BenchTable):
     def corner(self) -> str:
         return "% of the speed of light"
 
-    def drawn(self, found: dict[tuple[str, int], dict[str, Any]]) -> list[nodes.Node]:
+    def found(self) -> dict[tuple[str, int], dict[str, Any]]:
+        found = super().found()
         root = Path(self.env.srcdir)
         self.limits = limits(root, self.options.get("limits", ""), self.arguments[1])
         for run in self.limits.runs:
             self.env.note_dependency(str(runs.run_path(root, run["id"])))
         self.env.note_dependency(str(root / "measurements/counts.json"))
-        return super().drawn(found)
+        return found
 
     def shown(self, run: dict[str, Any]) -> str:
         counts = counts_of(Path(self.env.srcdir), *self.arguments, run["configuration"]["batch"])
@@ -255,7 +256,6 @@ class BenchPlot(ShareTable):
     def drawn(self, found: dict[tuple[str, int], dict[str, Any]]) -> list[nodes.Node]:
         root = Path(self.env.srcdir)
         model, precision = self.arguments
-        super().drawn(found)  # finds the limits, notes what the page depends on
         lines = []
         for slot, (way, title) in enumerate(TITLES.items()):
             points = sorted((batch, batch / run["results"]["back_to_back"]["p50"] * 1e3) for (w, batch), run in found.items() if w == way)
@@ -281,12 +281,8 @@ class GrowthPlot(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         root, system = Path(self.env.srcdir), self.arguments[0]
-        newest: dict[int, dict[str, Any]] = {}
         try:
-            for path in sorted((root / "measurements/runs").glob(f"*_{system}_book.build-*.json")):
-                run = runs.load_run(root, path.stem)
-                if run["status"] == "ok":
-                    newest[run["configuration"]["questions"]] = run
+            newest = {run["configuration"]["questions"]: run for run in valid_runs(root, f"*_{system}_book.build-*")}
             if len(newest) < 2:
                 raise runs.RunError(f"{len(newest)} valid runs book.build-* on {system}: growth needs two sizes or more")
         except runs.RunError as problem:

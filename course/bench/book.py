@@ -1,6 +1,6 @@
 """What the book itself costs: builds of growing size, cold and after one change, and the weight of its pages.
 
-The grown books are this book plus questions generated from its own (same length, other words), up to 1,000 questions in all.
+The grown books are this book plus copies of its own questions under other titles, up to 1,000 questions in all.
 Each build runs in a copy of the tree, in a folder of its own; nothing here is changed.
 """
 
@@ -38,8 +38,8 @@ def questions(root: Path) -> list[Path]:
 def grow(root: Path, size: int) -> int:
     """Adds generated questions to chapters of their own until the book has ``size``; returns how many were added.
 
-    A generated question is one of the book's with its words turned around inside each paragraph, so that the search index
-    meets other word pairs, and with its citations, roles and links taken out, which would point to a page's neighbours.
+    A generated question is a copy of one of the book's, numbered in its title, with its citations, roles and links taken out,
+    which would point to a page's neighbours. The words stay, so the search index meets more pages and no more words.
     """
     sources = questions(root)
     wanted = size - len(sources)
@@ -67,18 +67,23 @@ def grow(root: Path, size: int) -> int:
     return wanted
 
 
+def timed(arguments: list[str], folder: Path, environment: dict[str, str] | None = None) -> tuple[subprocess.CompletedProcess[str], float, float]:
+    """Runs this Python with ``arguments`` in ``folder``: (what came of it, seconds by the clock, seconds of processor time)."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=environment)
+    took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def build(root: Path) -> tuple[float, float]:
     """Seconds of one `python -m course.build --no-serve` in the tree, `make book` without its setup: by the clock, and of processor time.
 
     Raises RuntimeError with the build's last lines where it fails or warns: a page that was left out would cost nothing.
     """
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "course.build", "--no-serve"], cwd=root, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(root)})
-    took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    done, took, spent = timed(["-m", "course.build", "--no-serve"], root, {**os.environ, "PYTHONPATH": str(root)})
     if done.returncode or " 0 warnings" not in done.stdout:
         raise RuntimeError(f"the build ended with {done.returncode}: {(done.stderr + done.stdout)[-800:]}")
-    return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return took, spent
 
 
 def built(size: int) -> core.Result:
@@ -105,14 +110,10 @@ def built(size: int) -> core.Result:
 
 def tests() -> core.Result:
     """One run of what `make test` runs, here: graders, wrong answers, notebooks, proofs, pages. Raises RuntimeError where a test fails."""
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "pytest", "tests", "solutions", "--nbval", "-n", "2", "--dist", "loadscope", "-q"],
-                          cwd=ROOT, capture_output=True, text=True)
-    took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    done, took, spent = timed(["-m", "pytest", "tests", "solutions", "--nbval", "-n", "2", "--dist", "loadscope", "-q"], ROOT)
     if done.returncode:
         raise RuntimeError(f"the tests ended with {done.returncode}: {done.stdout[-800:]}")
     counts = {name: int(found[1]) for name in ("passed", "skipped") if (found := re.search(rf"(\d+) {name}", done.stdout))}
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return core.Result({"tests": ("s", [[took]]), "tests_cpu": ("s", [[spent]])}, counts, configuration={"cores": os.cpu_count(), "workers": 2}, enough=1)
 
 

@@ -18,6 +18,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from course import ROOT
+from course.bench import models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +121,10 @@ def count_file(path: Path, batch: int) -> Count:
 def counts(folder: Path) -> dict[str, Any]:
     """{model: {storage: {batch: {operations, bytes, ...}}}} of the models in ``folder``; ``bytes`` is what has to move at least."""
     found: dict[str, Any] = {}
-    for name in ("mlp", "resnet50", "bert"):
+    for name in models.NAMES:
         for storage in ("fp32", "fp16"):
             model = onnx.load(folder / name / f"{storage}.onnx")
-            for batch in (1, 8, 32, 128):
+            for batch in models.BATCHES:
                 one = count(model, batch)
                 found.setdefault(name, {}).setdefault(storage, {})[str(batch)] = {
                     "operations": one.operations, "bytes": one.compulsory, "unfused_bytes": one.unfused, "nodes": one.nodes}

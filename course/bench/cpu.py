@@ -70,4 +70,4 @@ def cases():
     ways = {"numpy": ("numpy",), "ort": ("onnxruntime",), "torch": ("torch",)}
     return [core.Case(f"mlp-fp32-b{batch}-{way}", f"MLP 784-128-10 on the CPU, batch {batch}: {titles[way]}",
                       {"model": "mlp", "precision": "fp32", "batch": batch, "way": way}, lambda w=way, b=batch: run(w, b), needs)
-            for batch in (1, 8, 32, 128) for way, needs in ways.items()]
+            for batch in models.BATCHES for way, needs in ways.items()]

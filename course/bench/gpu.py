@@ -17,7 +17,6 @@ import numpy as np
 
 from course.bench import core, count, models
 
-BATCHES = (1, 8, 32, 128)
 
 
 def folder() -> Path:
@@ -456,7 +455,7 @@ def cases():
     found = []
     for precision in ("fp16", "tf32", "int8", "fp32"):
         for name in models.NAMES:
-            for batch in BATCHES:
+            for batch in models.BATCHES:
                 for way, (function, needs, precisions, title) in WAYS.items():
                     if precision in precisions:
                         found.append(core.Case(

@@ -199,6 +199,11 @@ def _swept(calls, wait, repeats=1):
     return core.Result(series, {}, {}, clocks.summary(), {**how, "repeats_a_call": repeats})
 
 
+def _rates(found, amount):
+    """``amount(label)`` a second for each series of milliseconds, by its median."""
+    return {label: float(f"{amount(label) / (core.summary(rounds)['p50'] / 1e3):.4g}") for label, (_, rounds) in found.series.items()}
+
+
 def _graphed(torch, work, repeats=20):
     """``repeats`` calls of ``work`` as one CUDA graph, so that a kernel of a few microseconds is not timed by its launch."""
     for _ in range(3):
@@ -247,7 +252,7 @@ def matvec_by_size():
         worst = max(worst, ((got.double() - want).norm() / want.norm()).item())
     found = _swept(calls, wait, repeats=20)
     found.accuracy = {"error": worst, "tolerance": 2e-3, "measure": "largest relative distance of a size from float64"}
-    found.results["bytes_per_s"] = {label: float(f"{(int(label[4:]) << 20) / (core.summary(rounds)['p50'] / 1e3):.4g}") for label, (_, rounds) in found.series.items()}
+    found.results["bytes_per_s"] = _rates(found, lambda label: int(label[4:]) << 20)
     return found
 
 
@@ -300,7 +305,7 @@ def bank_conflicts():
         wrong += int((target != source.T).sum())
     found = _swept(calls, cupy.cuda.Device().synchronize)
     found.accuracy = {"error": wrong, "tolerance": 0, "measure": "elements that differ from the transpose"}
-    found.results["bytes_per_s"] = {label: float(f"{2 * source.nbytes / (core.summary(rounds)['p50'] / 1e3):.4g}") for label, (_, rounds) in found.series.items()}
+    found.results["bytes_per_s"] = _rates(found, lambda label: 2 * source.nbytes)
     return found
 
 
@@ -321,7 +326,7 @@ def occupancy():
             wrong += int((target != source).sum())
     found = _swept(calls, cupy.cuda.Device().synchronize)
     found.accuracy = {"error": wrong, "tolerance": 0, "measure": "elements that were not copied"}
-    found.results["bytes_per_s"] = {label: float(f"{2 * source.nbytes / (core.summary(rounds)['p50'] / 1e3):.4g}") for label, (_, rounds) in found.series.items()}
+    found.results["bytes_per_s"] = _rates(found, lambda label: 2 * source.nbytes)
     return found
 
 

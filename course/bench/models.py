@@ -25,6 +25,7 @@ from course import ROOT
 INPUTS = 128
 SEQUENCE = 128
 NAMES = ("mlp", "resnet50", "bert")
+BATCHES = (1, 8, 32, 128)
 # Of the outputs' spread over the inputs. A wrong layout, a lost layer or another weight gives about 1.
 TOLERANCE = {"fp32": 1e-3, "tf32": 3e-2, "fp16": 3e-2, "int8": 0.35}
 
