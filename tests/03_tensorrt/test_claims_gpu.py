@@ -119,3 +119,178 @@ def test_without_tf32_the_digits_are_nearer_to_float64(trt):
         worst[tf32] = np.abs(out - exact).max()
     print(f"largest difference of a probability: TF32 {worst[True]:.1e}, FP32 {worst[False]:.1e}")
     assert worst[False] < 1e-5 and worst[True] < 2e-3
+
+
+# What the inspector, the profiler, two contexts and four ways to ask for FP16 say: pages 22, 25 and 32 ------------------------
+
+WIDE = 2048
+
+
+def float_model(half, width=256, layers=3, rows="N"):
+    """An MLP in ONNX with weights of FP32, or of FP16 between two casts; its input and output are FP32 in both."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+    rng, kind = np.random.default_rng(0), np.float16 if half else np.float32
+    nodes, stored, now = [], [], "x"
+    if half:
+        nodes, now = [helper.make_node("Cast", ["x"], ["x16"], "cast_in", to=TensorProto.FLOAT16)], "x16"
+    for i in range(layers):
+        weight = (rng.standard_normal((width, width)) * (2 / width) ** 0.5).astype(kind)
+        stored.append(numpy_helper.from_array(weight, f"w{i}"))
+        nodes.append(helper.make_node("MatMul", [now, f"w{i}"], [f"p{i}"], f"product{i}"))
+        nodes.append(helper.make_node("Relu", [f"p{i}"], [f"r{i}"], f"relu{i}"))
+        now = f"r{i}"
+    nodes.append(helper.make_node("Cast", [now], ["y"], "cast_out", to=TensorProto.FLOAT) if half
+                 else helper.make_node("Identity", [now], ["y"], "same"))
+    ends = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, [rows, width])] for n in "xy"]
+    graph = helper.make_graph(nodes, "mlp", *ends, stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def built(trt, model, flags=(), width=256, profiles=1, verbosity="DETAILED"):
+    """(engine, plan) of `model`, or (None, None); what the library says goes to the test's output."""
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
+    network = builder.create_network(0 if explicit is None else 1 << int(explicit))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(model), [str(parser.get_error(i)) for i in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    config.profiling_verbosity = getattr(trt.ProfilingVerbosity, verbosity)
+    for flag in flags:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
+    for _ in range(profiles):
+        profile = builder.create_optimization_profile()
+        profile.set_shape("x", (1, width), (64, width), (64, width))
+        assert config.add_optimization_profile(profile) >= 0
+    plan = builder.build_serialized_network(network, config)
+    return (None, None) if plan is None else (trt.Runtime(logger).deserialize_cuda_engine(plan), plan)
+
+
+def layers_of(trt, engine, context=None):
+    import json
+    inspector = engine.create_engine_inspector()
+    if context is not None:
+        inspector.execution_context = context
+    return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def test_only_a_detailed_plan_tells_the_inspector_more_than_names(trt):
+    import json
+    seen = {}
+    for verbosity in ("NONE", "LAYER_NAMES_ONLY", "DETAILED"):
+        engine, plan = built(trt, float_model(False, rows=64), profiles=0, verbosity=verbosity)
+        seen[verbosity] = layers_of(trt, engine)
+        rows = seen[verbosity].get("Layers", [])
+        print(f"{verbosity}: keys {sorted(seen[verbosity])}, layers {len(rows)}, of type {sorted({type(r).__name__ for r in rows})}")
+    print(json.dumps(seen["DETAILED"])[:6000])
+    assert all(isinstance(row, str) for row in seen["LAYER_NAMES_ONLY"]["Layers"])
+    assert all(isinstance(row, dict) and "Outputs" in row for row in seen["DETAILED"]["Layers"])
+
+
+def test_a_dynamic_engine_needs_a_context_with_shapes_to_be_inspected_whole(trt):
+    import json
+    engine, plan = built(trt, float_model(False))
+    context = engine.create_execution_context()
+    assert context.set_input_shape("x", (64, 256))
+    without, shaped = layers_of(trt, engine), layers_of(trt, engine, context)
+    print("without:", json.dumps(without["Layers"][-1])[:1200])
+    print("with:", json.dumps(shaped["Layers"][-1])[:1200])
+    assert "-1" in json.dumps(without["Layers"]) and json.dumps(shaped["Layers"]).count("-1") < json.dumps(without["Layers"]).count("-1")
+
+
+def test_types_at_the_ends_do_not_tell_fp16_from_fp32(trt):
+    import json
+    has_flag = hasattr(trt.BuilderFlag, "FP16")
+    for half in (False, True):
+        for flags in ((), ("FP16",)) if has_flag else ((),):
+            engine, plan = built(trt, float_model(half, WIDE, rows=64), flags, WIDE, profiles=0)
+            if engine is None:
+                print(f"file {'FP16' if half else 'FP32'}, flags {flags}: refused")
+                continue
+            text = json.dumps([row["Outputs"] for row in layers_of(trt, engine)["Layers"]])
+            inner = {word: text.count(word) for word in ("FP32", "FP16", "Float", "Half")}
+            names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+            ends = {name: engine.get_tensor_dtype(name).name for name in names}
+            print(f"file {'FP16' if half else 'FP32'}, flags {flags}: plan {plan.nbytes:,} bytes, ends {ends}, in outputs of layers {inner}")
+            assert set(ends.values()) == {"FLOAT"}
+
+
+def test_the_profiler_speaks_of_the_inspectors_layers_and_only_when_asked(trt):
+    import pycuda.driver as cuda
+
+    class Names(trt.IProfiler):
+        def __init__(self):
+            trt.IProfiler.__init__(self)
+            self.names = []
+
+        def report_layer_time(self, layer_name, ms):
+            self.names.append(layer_name)
+
+    engine, plan = built(trt, float_model(False))
+    context, stream, profiler = engine.create_execution_context(), cuda.Stream(), Names()
+    buffers = {name: cuda.mem_alloc(64 * 256 * 4) for name in "xy"}
+    assert context.set_input_shape("x", (64, 256))
+    for name, buffer in buffers.items():
+        context.set_tensor_address(name, int(buffer))
+    context.profiler, context.enqueue_emits_profile = profiler, False
+    assert context.execute_async_v3(stream.handle)
+    stream.synchronize()
+    before = list(profiler.names)
+    assert context.report_to_profiler()
+    inspected = [row["Name"] for row in layers_of(trt, engine)["Layers"]]
+    print("profiler:", profiler.names)
+    print("inspector:", inspected)
+    assert before == [] and set(profiler.names) & set(inspected)
+
+
+def test_a_second_context_costs_activations_and_no_weights(trt):
+    import pycuda.driver as cuda
+    free = [cuda.mem_get_info()[0]]
+    engine, plan = built(trt, float_model(False, WIDE, 8), (), WIDE, profiles=2)
+    free.append(cuda.mem_get_info()[0])
+    contexts = []
+    for _ in range(2):
+        contexts.append(engine.create_execution_context())
+        free.append(cuda.mem_get_info()[0])
+    used = [(a - b) / 2**20 for a, b in zip(free, free[1:])]
+    weights = 8 * WIDE * WIDE * 4 / 2**20
+    need = getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size
+    print(f"weights {weights:.0f} MiB; taken by build and engine {used[0]:.0f} MiB, by the contexts {used[1]:.0f} and {used[2]:.0f} MiB; "
+          f"activations {need / 2**20:.1f} MiB")
+    assert used[2] < weights / 2
+
+
+def test_two_contexts_on_two_streams_do_not_disturb_each_other(trt):
+    import pycuda.driver as cuda
+    engine, plan = built(trt, float_model(False), profiles=2)
+    one, _ = built(trt, float_model(False))
+    pair = one.create_execution_context(), one.create_execution_context()
+    print("one profile, profiles of two contexts:", [context.active_optimization_profile for context in pair],
+          "shape set:", [bool(context.set_input_shape("x", (64, 256))) for context in pair])
+    rng, jobs = np.random.default_rng(1), []
+    for index in range(2):
+        stream, context = cuda.Stream(), engine.create_execution_context()
+        assert context.set_optimization_profile_async(index, stream.handle)
+        stream.synchronize()
+        assert context.set_input_shape("x", (64, 256))
+        batch = rng.standard_normal((64, 256)).astype(np.float32)
+        ends = {name: cuda.mem_alloc(batch.nbytes) for name in "xy"}
+        cuda.memcpy_htod(ends["x"], batch)
+        for name, buffer in ends.items():
+            context.set_tensor_address(name, int(buffer))
+        jobs.append((context, stream, batch, ends))
+    for _ in range(200):
+        for context, stream, *_ in jobs:
+            assert context.execute_async_v3(stream.handle)
+    weights = np.random.default_rng(0)
+    weights = [(weights.standard_normal((256, 256)) * (2 / 256) ** 0.5).astype(np.float32) for _ in range(3)]
+    for _, stream, batch, ends in jobs:
+        stream.synchronize()
+        got, want = np.empty_like(batch), batch.astype(np.float64)
+        cuda.memcpy_dtoh(got, ends["y"])
+        for weight in weights:
+            want = np.maximum(want @ weight, 0)
+        assert np.abs(got - want).max() < 0.02 * want.max()
