@@ -294,3 +294,73 @@ def test_two_contexts_on_two_streams_do_not_disturb_each_other(trt):
         for weight in weights:
             want = np.maximum(want @ weight, 0)
         assert np.abs(got - want).max() < 0.02 * want.max()
+
+
+def test_a_bisection_finds_the_layers_that_fp16_breaks(trt):
+    """Page 26, on releases with weak typing: FP16 for all layers but the first k, by binary search over k."""
+    if not hasattr(trt.BuilderFlag, "FP16"):
+        pytest.skip(f"not run here: {trt.__version__} has no FP16 flag, the search is over files")
+    import onnx
+    import pycuda.driver as cuda
+    from onnx import numpy_helper
+    model = onnx.load_from_string(float_model(False, rows=64, layers=6))
+    for stored in model.graph.initializer:                 # product2 reaches 10^5 and more, product3 takes it back
+        scale = {"w2": 3e4, "w3": 1 / 3e4}.get(stored.name)
+        if scale:
+            stored.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(stored) * scale).astype(np.float32), stored.name))
+    weights = [numpy_helper.to_array(w).astype(np.float64) for w in model.graph.initializer]
+    batch = np.random.default_rng(1).standard_normal((64, 256)).astype(np.float32)
+    want = batch.astype(np.float64)
+    for weight in weights:
+        want = np.maximum(want @ weight, 0)
+    logger = trt.Logger(trt.Logger.ERROR)
+
+    def error(keep):
+        """Largest error with FP16 allowed and the first `keep` layers of the network held in FP32; inf where the result is not finite."""
+        builder = trt.Builder(logger)
+        explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
+        network = builder.create_network(0 if explicit is None else 1 << int(explicit))
+        parser = trt.OnnxParser(network, logger)
+        assert parser.parse(model.SerializeToString())
+        config = builder.create_builder_config()
+        config.set_flag(trt.BuilderFlag.FP16)  # TensorRT until 10.16
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)  # TensorRT until 10.16
+        config.clear_flag(trt.BuilderFlag.TF32)
+        for i in range(network.num_layers):
+            layer = network.get_layer(i)
+            if layer.type == trt.LayerType.CONSTANT:
+                continue
+            kind = trt.float32 if i < keep else trt.float16
+            layer.precision = kind  # TensorRT until 10.16
+            if not layer.get_output(0).is_network_output:
+                layer.set_output_type(0, kind)  # TensorRT until 10.16
+        plan = builder.build_serialized_network(network, config)
+        engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+        context, stream = engine.create_execution_context(), cuda.Stream()
+        ends, got = {name: cuda.mem_alloc(batch.nbytes) for name in "xy"}, np.empty_like(batch)
+        cuda.memcpy_htod(ends["x"], batch)
+        for name, buffer in ends.items():
+            context.set_tensor_address(name, int(buffer))
+        assert context.execute_async_v3(stream.handle)
+        stream.synchronize()
+        cuda.memcpy_dtoh(got, ends["y"])
+        return float(np.abs(got - want).max()) if np.isfinite(got).all() else float("inf")
+
+    builder = trt.Builder(logger)
+    explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
+    network = builder.create_network(0 if explicit is None else 1 << int(explicit))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(model.SerializeToString())
+    names = [network.get_layer(i).name for i in range(network.num_layers)]
+    limit, good, bad, builds = 0.05 * want.max(), len(names), 0, 0
+    assert error(good) < limit
+    start = error(0)
+    print(f"{len(names)} layers; all in FP16: error {start:.2g}, allowed {limit:.2g}")
+    assert start > limit
+    while good - bad > 1:
+        middle, builds = (good + bad) // 2, builds + 1
+        found = error(middle)
+        print(f"first {middle} layers in FP32: error {found:.2g}")
+        good, bad = (middle, bad) if found < limit else (good, middle)
+    print(f"needed: the first {good}, up to {names[good - 1]!r}, after {builds} builds")
+    assert "product3" in names[good - 1] or "relu2" in names[good - 1] or "product2" in names[good - 1]
