@@ -257,7 +257,7 @@ def test_a_second_context_costs_activations_and_no_weights(trt):
         free.append(cuda.mem_get_info()[0])
     used = [(a - b) / 2**20 for a, b in zip(free, free[1:])]
     weights = 8 * WIDE * WIDE * 4 / 2**20
-    need = getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size
+    need = getattr(engine, "device_memory_size_v2", None) or getattr(engine, "device_memory_size", 0)
     print(f"weights {weights:.0f} MiB; taken by build and engine {used[0]:.0f} MiB, by the contexts {used[1]:.0f} and {used[2]:.0f} MiB; "
           f"activations {need / 2**20:.1f} MiB")
     assert used[2] < weights / 2
