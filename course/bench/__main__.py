@@ -19,7 +19,9 @@ from course.bench import core
 
 SUITES = {"cpu": "the digits MLP on any machine", "book": "the book's own builds and pages", "micro": "a GPU's ceilings and experiments (torch)",
           "gpu": "MLP, ResNet-50 and BERT-base on an NVIDIA GPU (what this interpreter can import of tensorrt, onnxruntime, torch)",
-          "int8": "INT8, FP16 and TF32 of one model on an NVIDIA GPU: speed and accuracy (TensorRT 8.6 to 10)"}
+          "int8": "INT8, FP16 and TF32 of one model on an NVIDIA GPU: speed and accuracy (TensorRT 8.6 to 10)",
+          "trt": "TensorRT's builder on an NVIDIA GPU: levels, timing caches, portability, cold starts, refits"}
+MODULES = {"trt": "trtbuild"}  # of the suites whose module is not called like them
 
 
 def done(folder: Path, system: str, suite: str, name: str) -> Path | None:
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="measure also what has a finished run")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     given = parser.parse_args(arguments)
-    module = importlib.import_module(f"course.bench.{given.suite}")
+    module = importlib.import_module(f"course.bench.{MODULES.get(given.suite, given.suite)}")
     cases = [case for case in module.cases() if any(fnmatch.fnmatch(case.name, pattern) for pattern in given.only)]
     if not cases:
         parser.error(f"no case of {given.suite} is named like {' '.join(given.only)}; --list names them all")

@@ -52,6 +52,7 @@ class Result:
     clocks: dict[str, Any] = dataclasses.field(default_factory=dict)
     configuration: dict[str, Any] = dataclasses.field(default_factory=dict)
     enough: int = SAMPLES  # fewer samples of a series are too few; less only where one sample takes half a minute
+    few: dict[str, int] = dataclasses.field(default_factory=dict)  # the same for single series, beside others that have many
 
 
 def percentile(values: Iterable[float], share: float) -> float:
@@ -229,11 +230,12 @@ def verdict(result: Result) -> list[str]:
         reasons.append("no samples were taken")
     for name, (unit, rounds) in result.series.items():
         samples = [value for values in rounds for value in values]
-        if len(samples) < result.enough:
-            reasons.append(f"{name}: {len(samples)} samples, at least {result.enough} are wanted")
+        wanted = result.few.get(name, result.enough)
+        if len(samples) < wanted:
+            reasons.append(f"{name}: {len(samples)} samples, at least {wanted} are wanted")
         if any(not value > 0 or value == float("inf") for value in samples):
             reasons.append(f"{name}: a sample is not a positive number of {unit}")
-        elif samples and name == "back_to_back" and summary(rounds)["spread"] > SPREAD_SHARE:
+        elif samples and name.endswith("back_to_back") and summary(rounds)["spread"] > SPREAD_SHARE:
             reasons.append(f"{name}: the rounds' medians lie {summary(rounds)['spread']:.0%} apart, at most {SPREAD_SHARE:.0%} is allowed")
     if result.accuracy:
         error, tolerance = result.accuracy.get("error"), result.accuracy.get("tolerance")

@@ -13,9 +13,9 @@ import onnx.reference
 import pytest
 from onnx import TensorProto, helper
 
-from course import ROOT
+from course import ROOT, apinames
 from course.bench import __main__ as bench
-from course.bench import core, count, cpu, gpu, models
+from course.bench import core, count, cpu, gpu, models, trtbuild
 
 
 class Device:
@@ -103,6 +103,22 @@ def test_reads_clocks_power_memory_and_what_held_the_clock_down(tmp_path, monkey
 
 def test_a_sound_result_counts():
     assert core.verdict(good()) == []
+
+
+def test_few_samples_count_only_where_a_case_says_so():
+    result = good()
+    result.series["build"] = ("s", [[50.0]])
+    assert core.verdict(result) == ["build: 1 samples, at least 50 are wanted"]
+    result.few["build"] = 1
+    assert core.verdict(result) == []
+    result.few["build"] = 2
+    assert core.verdict(result) == ["build: 1 samples, at least 2 are wanted"]
+
+
+def test_the_rounds_of_a_second_engine_may_not_lie_apart_either():
+    result = good()
+    result.series["plain_back_to_back"] = ("ms", [[1.0] * 20, [2.0] * 20, [1.0] * 20])
+    assert "plain_back_to_back: the rounds' medians" in "; ".join(core.verdict(result))
 
 
 @pytest.mark.parametrize("spoil, word", [
@@ -299,3 +315,101 @@ def test_fix_batch_leaves_the_model_as_it_was():
     fixed = count.fix_batch(model, 3)
     assert model.SerializeToString() == before and fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
     onnx.checker.check_model(fixed)
+
+
+# What the suite ``trt`` does on a CPU: its network, its oracle, its builds (by TensorRT for RTX), and what it makes of two engines.
+
+
+def test_the_small_networks_oracle_agrees_with_onnx_runtime():
+    import onnxruntime as ort
+
+    reference, model = trtbuild.conv_reference(), trtbuild.Model("convnet")
+    run = {kind: ort.InferenceSession(trtbuild.conv_model(kind).SerializeToString(), providers=["CPUExecutionProvider"]) for kind in ("fp32", "fp16")}
+    given = trtbuild.conv_inputs()
+    full = run["fp32"].run(None, {"input": given.astype(np.float32)})[0]
+    assert reference.shape == (32, 10) and np.abs(full - reference).max() < 1e-5
+    half = run["fp16"].run(None, {"input": given})[0]
+    assert 1e-5 < model.accuracy(half)["error"] < model.accuracy(half)["tolerance"] / 10
+    assert model.accuracy(half[::-1])["error"] > 0.5  # outputs of other inputs
+
+
+def test_builds_the_small_network_for_one_batch_and_for_a_range():
+    trt = pytest.importorskip("tensorrt_rtx")
+    weights = sum(array.nbytes for array in trtbuild.conv_weights().values())
+    plans = {batch: trtbuild.builds(trt, trtbuild.Model("convnet", batch), 1)[0].plan for batch in (8, 1, 0)}
+    assert min(map(len, plans.values())) > weights and len(set(plans.values())) == 3
+    full = trtbuild.builds(trt, trtbuild.Model("convnet"), 1, precision="fp32")[0].plan
+    assert len(full) > len(plans[8]) + weights / 2  # its weights are twice as large
+
+
+def test_a_build_that_fails_says_what_tensorrt_said():
+    trt = pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(RuntimeError, match="libnvinfer_lean"):  # it comes from the logger, written in C++
+        trtbuild.builds(trt, trtbuild.Model("convnet"), 1, flags=("VERSION_COMPATIBLE",))
+    broken = trtbuild.conv_model()
+    broken.graph.node[0].op_type = "NoSuchOperator"
+    with pytest.raises(RuntimeError, match="NoSuchOperator"):
+        trtbuild.build(trt, broken, batch=8)
+
+
+def test_hears_what_is_written_below_python_and_gives_the_streams_back():
+    with trtbuild.heard() as said:
+        os.write(1, b"out of C\n")
+        os.write(2, b"  error of C \n\n")
+    assert said == ["out of C", "error of C"]
+    with pytest.raises(ValueError), trtbuild.heard() as said:
+        os.write(2, b"before it broke\n")
+        raise ValueError
+    assert said == ["before it broke"]
+    with trtbuild.heard() as nothing:
+        pass
+    assert nothing == []
+
+
+def test_two_engines_are_compared_by_layer_and_by_value():
+    one, other = {"conv": "a", "relu": "b", "gemm": "c"}, {"conv": "a", "relu": "x", "copy": "y"}
+    assert trtbuild.compared(one, other) == {"layers": [3, 3], "layers_of_one_only": 2, "layers_with_another_tactic": 1, "same_tactics": False}
+    assert trtbuild.compared(one, dict(one))["same_tactics"] is True
+    assert trtbuild.compared({}, {})["same_tactics"] is None  # an engine that tells nothing proves nothing
+    found = trtbuild.difference(np.array([1, -4, 2], np.float16), np.array([1, -4, 2.5], np.float16))
+    assert found == {"identical": False, "values": 3, "values_that_differ": 1, "largest": 0.5, "largest_output": 4.0}
+    assert trtbuild.difference(np.array([np.nan]), np.array([np.nan]))["identical"] is False  # nothing was written
+
+
+def test_clocks_of_two_parts_keep_the_lowest_and_the_highest():
+    def part(low, high, watts, reasons):
+        return {"readings": 4, "sm_mhz": {"min": low, "max": high}, "memory_mhz": {"min": 3000, "max": 3000}, "power_w": {"mean": watts, "max": watts},
+                "temperature_c": {"max": 50}, "memory_used_mib": {"max": 100}, "event_reasons": reasons}
+
+    joined = trtbuild.worst_clocks(part(1900, 1980, 300, ["b"]), {}, part(1200, 1950, 500, ["a", "b"]))
+    assert joined["sm_mhz"] == {"min": 1200, "max": 1980} and joined["power_w"] == {"mean": 400, "max": 500}
+    assert joined["event_reasons"] == ["a", "b"] and joined["readings"] == 8 and trtbuild.worst_clocks({}, {}) == {}
+
+
+class Release:
+    """A release as its inventory has it: names of classes and enums, no behaviour."""
+
+    def __init__(self, release):
+        for name, entry in apinames.inventory(release).items():
+            setattr(self, name, type(name, (), dict.fromkeys(entry.get("members", {}))))
+
+
+@pytest.mark.parametrize("release, has, lacks", [
+    ("8.6", {"convnet-version-compatible", "convnet-ampere-plus", "convnet-both"},
+     {"convnet-strip", "convnet-same-capability", "convnet-editable", "convnet-typed-strong", "convnet-typed-weak"}),
+    ("10.16", {"convnet-strip", "convnet-same-capability", "convnet-editable", "convnet-typed-strong", "convnet-typed-weak"}, set()),
+    ("11.4", {"convnet-strip", "convnet-same-capability", "convnet-editable"}, {"convnet-typed-strong", "convnet-typed-weak"}),
+])
+def test_a_release_is_asked_only_for_what_it_offers(release, has, lacks):
+    names = {case.name for case in trtbuild.cases(Release(release))}
+    assert has <= names and not lacks & names
+    assert {"resnet50-twice", "resnet50-start", "bert-start", "resnet50-range", "convnet-refit", *(f"convnet-level{n}" for n in range(6))} <= names
+
+
+def test_the_suite_names_only_what_its_releases_have():
+    assert apinames.check_source("trtbuild.py", (ROOT / "course/bench/trtbuild.py").read_text(encoding="utf-8")) == []
+
+
+def test_a_child_that_fails_says_why():
+    with pytest.raises(RuntimeError, match="No such file|No module named"):
+        trtbuild.child("start", model="convnet", plan="no/such.plan")
