@@ -83,6 +83,30 @@ def driver_graph(stream, enqueue):
     return lambda: check(launch(ready, handle), "cuGraphLaunch")
 
 
+def cublas_version():
+    """The version of the cuBLAS 12 that TensorRT 8.6 would load, as cublasLtGetVersion gives it (120901 is 12.9.1); None where there is none.
+
+    Its wheel wants cuBLAS 12 and cuDNN 8 beside it. A library that only bears the name has no version above 120000.
+    """
+    import tensorrt
+
+    for home in (Path(tensorrt.__file__).parent, Path()):
+        try:
+            library = ctypes.CDLL(str(home / "libcublasLt.so.12"))
+            library.cublasLtGetVersion.restype = ctypes.c_size_t
+            version = library.cublasLtGetVersion()
+        except (OSError, AttributeError):
+            continue
+        if version >= 120000:
+            return version
+    return None
+
+
+def tactic_sources(trt):
+    """Names of `trt.TacticSource` that compete in a build on this host, cuBLAS only where a real one can be loaded, and never cuDNN 8."""
+    return ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS", *(["CUBLAS", "CUBLAS_LT"] if cublas_version() else [])]
+
+
 def build_engine(trt, logger, name, precision, batch, level):
     """The serialized engine for one batch size, as bytes-like, and what was asked of the builder."""
     import onnx
@@ -102,8 +126,8 @@ def build_engine(trt, logger, name, precision, batch, level):
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 8 << 30)
     config.builder_optimization_level = level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    # The host has no cuDNN 8 and no cuBLAS 12: only TensorRT's own kernels compete.
-    config.set_tactic_sources(1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS) | 1 << int(trt.TacticSource.JIT_CONVOLUTIONS))
+    sources = tactic_sources(trt)
+    config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, source)) for source in sources))
     first, last = network.get_input(0), network.get_output(0)
     if precision in ("fp16", "int8") and first.dtype == trt.float32:
         first.dtype = trt.float16
@@ -120,7 +144,7 @@ def build_engine(trt, logger, name, precision, batch, level):
         raise RuntimeError("the builder returned None; its log says why")
     if kept:
         Path(kept).write_bytes(bytes(memoryview(config.get_timing_cache().serialize())))
-    return plan, {"builder_optimization_level": level, "builder_flags": flags, "tactic_sources": ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"],
+    return plan, {"builder_optimization_level": level, "builder_flags": flags, "tactic_sources": sources, "cublas": cublas_version(),
                   "workspace_bytes": 8 << 30, "joined_projections": joined, "io_dtype": "float16" if precision in ("fp16", "int8") else "float32"}
 
 
