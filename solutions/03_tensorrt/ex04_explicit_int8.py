@@ -330,7 +330,7 @@ def kernels(path):
     trt.OnnxParser(network, log).parse(path.read_bytes())
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if hasattr(trt.BuilderFlag, "INT8"):
+    if hasattr(trt.BuilderFlag, "INT8") and path == QUANTIZED:
         config.set_flag(trt.BuilderFlag.INT8)
     profile = builder.create_optimization_profile()
     profile.set_shape("pixels", (1, 784), (8, 784), (32, 784))

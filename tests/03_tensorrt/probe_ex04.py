@@ -83,7 +83,7 @@ class Layers(trt.ILogger):
         self.lines, self.errors = [], []
 
     def log(self, severity, text):
-        if severity <= trt.ILogger.ERROR:
+        if severity in (trt.Logger.INTERNAL_ERROR, trt.Logger.ERROR):
             self.errors.append(text)
         if text.startswith("Layers:"):
             self.lines = [line for line in text.splitlines() if line.startswith("Name: ")]
