@@ -19,6 +19,7 @@ import re
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -184,11 +185,11 @@ class Built:
 
 
 def build(trt, graph, *, batch: int, level: int = 3, flags: tuple[str, ...] = (), network_flags: tuple[str, ...] = (), compatible: str = "",
-          cache: bytes = b"", half_io: bool = False) -> Built:
+          cache: bytes = b"", half_io: bool = False, libraries: tuple[str, ...] = ()) -> Built:
     """Builds ``graph``, an ONNX model, in FP16. Only the builder's own work is timed, not the parser's.
 
     ``flags``: names of `BuilderFlag`; ``compatible``: a name of `HardwareCompatibilityLevel`; ``cache``: a timing cache's bytes;
-    ``half_io``: make FP32 inputs and outputs FP16. Raises RuntimeError with the parser's or the logger's words.
+    ``half_io``: make FP32 inputs and outputs FP16; ``libraries``: files to put into the plan as plugin libraries. Raises RuntimeError with the parser's or the logger's words.
     """
     builder = trt.Builder(logger(trt))
     explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)  # until 10.16; the only kind since 10.0
@@ -210,6 +211,8 @@ def build(trt, graph, *, batch: int, level: int = 3, flags: tuple[str, ...] = ()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     # Only TensorRT's own kernels compete, so that a host without cuBLAS 12 and cuDNN 8 measures the same.
     config.set_tactic_sources(1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS) | 1 << int(trt.TacticSource.JIT_CONVOLUTIONS))
+    if libraries:
+        config.plugins_to_serialize = list(libraries)
     if half_io:
         network.get_input(0).dtype = network.get_output(0).dtype = trt.float16
     if not batch:
@@ -646,6 +649,30 @@ def cold_start(name: str) -> core.Result:
                        few={step: PROCESSES for step in steps})
 
 
+def with_library(flags: tuple[str, ...]) -> core.Result:
+    """A plan with a shared library inside, loaded with host code forbidden and allowed: what comes back, and what was mapped into the process.
+
+    The library is one of Python's own extension modules: no plugin, and harmless. Each attempt has a process of its own, since it may crash.
+    """
+    trt = _modules()
+    first_build(trt)
+    library = min(Path(sysconfig.get_path("platstdlib"), "lib-dynload").glob("*.so"), key=lambda path: path.stat().st_size)
+    made = build(trt, Model("convnet").onnx(), batch=8, level=0, flags=flags, libraries=(str(library),))
+    usual = build(trt, Model("convnet").onnx(), batch=8, level=0, flags=flags)
+    stem = _store(trt, Model("convnet"), 0)
+    found = {}
+    for inside, one in (("library", made), ("nothing", usual)):
+        path = stem.with_name(f"{stem.name}-{inside}{'-compatible' if flags else ''}.plan")
+        path.write_bytes(one.plan)
+        for allowed in (False, True):
+            found[f"{inside}_host_code_{'allowed' if allowed else 'forbidden'}"] = child("load", plan=str(path), allowed=allowed)
+    contents = library.read_bytes()
+    return core.Result({"build": ("s", [[made.seconds, usual.seconds]])},
+                       {"library_bytes": len(contents), "plan_bytes": [len(usual.plan), len(made.plan)], "library_in_plan": contents in made.plan,
+                        "plan_starts_with": made.plan[:4].decode("latin-1"), "bytes_24_to_27": list(made.plan[24:28]), "loads": found, "said": _said(made)},
+                       configuration=_asked(Model("convnet"), builder_optimization_level=0, flags=list(flags)), few={"build": 2})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The next process
 # ---------------------------------------------------------------------------------------------------------------------
@@ -657,6 +684,8 @@ def child(what: str, **asked) -> dict[str, Any]:
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
+        if done.returncode < 0:  # a signal: for a plan that is not to be trusted that is an answer
+            return {"signal": -done.returncode}
         raise RuntimeError(f"the child ended with {done.returncode}: {(done.stderr + done.stdout)[-500:]}") from None
 
 
@@ -737,8 +766,27 @@ def build_once(model: str, batch: int, level: int, cache: str) -> dict[str, Any]
     return {"seconds": made.seconds, "plan_bytes": len(made.plan), "said": _said(made), "tactics": tactics(trt, engine)}
 
 
+def _mapped() -> set[str]:
+    """The files that are mapped into this process with the right to execute; in-memory files by the name they were given."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split(None, 5)[5] for line in lines if len(line.split(None, 5)) == 6 and "x" in line.split()[1]}
+
+
+def load_once(plan: str, allowed: bool) -> dict[str, Any]:
+    """Deserializes a plan file: whether an engine came, which executable files were mapped since, and what the logger said."""
+    trt = _modules()
+    runtime = trt.Runtime(logger(trt))
+    default = runtime.engine_host_code_allowed
+    runtime.engine_host_code_allowed = allowed
+    before = _mapped()
+    with heard() as said:
+        engine = runtime.deserialize_cuda_engine(Path(plan).read_bytes())
+    new = sorted(re.sub(r"[0-9a-fA-F]{6,}|\d{4,}", "#", name) for name in _mapped() - before)
+    return {"allowed_by_default": default, "engine": engine is not None, "mapped": new, "said": _said(Built(b"", b"", 0.0, said))}
+
+
 def main() -> None:
-    print(json.dumps({"start": start_once, "build": build_once}[sys.argv[1]](**json.loads(sys.argv[2]))))
+    print(json.dumps({"start": start_once, "build": build_once, "load": load_once}[sys.argv[1]](**json.loads(sys.argv[2]))))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -790,6 +838,9 @@ def cases(trt=None) -> list[core.Case]:
         add("convnet-editable", "Small CNN, FP16, batch 8: an editable timing cache", lambda: editable_cache(small))
     for key in ("ampere-plus", "exclude-lean", "version-compatible"):
         flag(small, key)
+    add("convnet-library", "A plan with a shared library inside: what loading it does", lambda: with_library(()))
+    add("convnet-library-compatible", "A version-compatible plan with a shared library inside: what loading it does",
+        lambda: with_library(("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME")))
     add("convnet-refit", "Small CNN, FP16, batch 8: refit and rebuild", lambda: refitted(small))
     for level in (3, 0, 1, 2):
         add(f"resnet50-level{level}", f"ResNet-50, FP16, batch 8: builder optimization level {level}", lambda n=level: at_level(large, n))

@@ -366,6 +366,30 @@ def test_hears_what_is_written_below_python_and_gives_the_streams_back():
     assert nothing == []
 
 
+def test_a_plan_takes_a_library_along_whole(tmp_path):
+    trt = pytest.importorskip("tensorrt_rtx")
+    library = tmp_path / "lib.so"
+    library.write_bytes(b"\x7fELF" + bytes(range(256)) * 40)
+    (made,) = trtbuild.builds(trt, trtbuild.Model("convnet"), 1, libraries=(str(library),))
+    assert library.read_bytes() in made.plan
+    with pytest.raises(RuntimeError, match="Cannot open file"):
+        trtbuild.builds(trt, trtbuild.Model("convnet"), 1, libraries=(str(tmp_path / "absent.so"),))
+
+
+def test_sees_which_libraries_were_mapped():
+    before = trtbuild._mapped()
+    assert any("libpython" in name or "python" in name for name in before)
+    import _lsprof  # noqa: F401
+
+    assert {name for name in trtbuild._mapped() - before if "_lsprof" in name} or any("_lsprof" in name for name in before)
+
+
+def test_a_child_that_dies_by_a_signal_is_an_answer(monkeypatch):
+    monkeypatch.setattr(trtbuild.sys, "executable", "/bin/sh")
+    monkeypatch.setattr(trtbuild.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, -11, "", "Segmentation fault"))
+    assert trtbuild.child("load") == {"signal": 11}
+
+
 def test_two_engines_are_compared_by_layer_and_by_value():
     one, other = {"conv": "a", "relu": "b", "gemm": "c"}, {"conv": "a", "relu": "x", "copy": "y"}
     assert trtbuild.compared(one, other) == {"layers": [3, 3], "layers_of_one_only": 2, "layers_with_another_tactic": 1, "same_tactics": False}
