@@ -19,7 +19,6 @@ import re
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -656,7 +655,7 @@ def with_library(flags: tuple[str, ...]) -> core.Result:
     """
     trt = _modules()
     first_build(trt)
-    library = min(Path(sysconfig.get_path("platstdlib"), "lib-dynload").glob("*.so"), key=lambda path: path.stat().st_size)
+    library = min(Path(os.__file__).with_name("lib-dynload").glob("*.so"), key=lambda path: path.stat().st_size)
     made = build(trt, Model("convnet").onnx(), batch=8, level=0, flags=flags, libraries=(str(library),))
     usual = build(trt, Model("convnet").onnx(), batch=8, level=0, flags=flags)
     stem = _store(trt, Model("convnet"), 0)
