@@ -364,3 +364,13 @@ def test_a_bisection_finds_the_layers_that_fp16_breaks(trt):
         good, bad = (middle, bad) if found < limit else (good, middle)
     print(f"needed: the first {good}, up to {names[good - 1]!r}, after {builds} builds")
     assert "product3" in names[good - 1] or "relu2" in names[good - 1] or "product2" in names[good - 1]
+
+
+def test_in_8_fp16_and_int8_are_bits_0_and_1_and_sources_start_with_cublas(trt):
+    if not trt.__version__.startswith("8."):
+        pytest.skip(f"not run here: {trt.__version__} has other numbers, or none")
+    numbers = {name: int(value) for name, value in trt.BuilderFlag.__members__.items()}
+    assert (numbers["FP16"], numbers["INT8"]) == (0, 1)
+    sources = {name: int(value) for name, value in trt.TacticSource.__members__.items()}
+    assert sources == {"CUBLAS": 0, "CUBLAS_LT": 1, "CUDNN": 2, "EDGE_MASK_CONVOLUTIONS": 3, "JIT_CONVOLUTIONS": 4}
+    assert int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH) == 0  # TensorRT until 10.16
