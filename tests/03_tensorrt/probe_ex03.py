@@ -91,6 +91,7 @@ def gpu_build(onnx_path, engine_path, shapes):
         if not parser.parse(file.read()):
             raise ValueError(str(parser.get_error(0)))
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    config.clear_flag(trt.BuilderFlag.TF32)        # errors of TF32 would add up over the layers
     for name, (least, best, most) in shapes.items():
         profile.set_shape(name, tuple(least), tuple(best), tuple(most))
     config.add_optimization_profile(profile)
