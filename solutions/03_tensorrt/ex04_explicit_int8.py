@@ -387,11 +387,13 @@ print("answers that differ from the Q/DQ graph in onnx.reference:", (int8.argmax
 print(f"largest difference of a probability: from float {np.abs(int8 - float32).max():.3f}, from the Q/DQ graph {np.abs(int8 - answers(quantized)).max():.3f}")
 
 # %% tags=["gpu"]
-inspector = engine.create_engine_inspector()
+inspector, context = engine.create_engine_inspector(), engine.create_execution_context()
+context.set_input_shape(engine.get_tensor_name(0), (30, 784))
+inspector.execution_context = context            # with a dynamic batch the formats are known only for a shape
 layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]
 print(len(layers), "layers:", dict(Counter(layer["LayerType"] for layer in layers)))
 for layer in layers:
-    kinds = [", ".join(tensor["Format/Datatype"] for tensor in layer[side]) for side in ("Inputs", "Outputs")]
+    kinds = [", ".join(tensor.get("Format/Datatype", "?") for tensor in layer.get(side, [])) for side in ("Inputs", "Outputs")]
     print(f"{layer['Name'][:100]}\n      {kinds[0]}  ->  {kinds[1]}")
 
 # %% [markdown] tags=["answer"]

@@ -154,7 +154,12 @@ def run_engine(path, batch):
     return output
 
 
-def engine_layers(path):
-    """What the inspector says of an engine file's layers: a list of dicts, or of names where the engine holds no more."""
-    text = load(path).create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return json.loads(text)["Layers"]
+def engine_layers(path, batch):
+    """What the inspector says of an engine file's layers at a batch: a list of dicts, or of names where the engine holds no more."""
+    engine = load(path)
+    context, inspector = engine.create_execution_context(), engine.create_engine_inspector()
+    for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+            context.set_input_shape(name, (batch, *tuple(engine.get_tensor_shape(name))[1:]))
+    inspector.execution_context = context
+    return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]

@@ -705,7 +705,7 @@ def test_gpu_inspector(submission, tmp_path):
     path, target, engine = convolutions(tmp_path / "m.onnx", 19, channels=64, size=16), tmp_path / "q.onnx", tmp_path / "q.engine"
     submission.call("insert_qdq", path, str(target), ranges_for(path, rows=4))
     submission.call("build_engine", str(target), str(engine))
-    layers = submission.probe("engine_layers", str(engine))
+    layers = submission.probe("engine_layers", str(engine), 8)
     if any(isinstance(layer, str) for layer in layers):
         raise Wrong("The engine holds layer names only: build it with profiling verbosity DETAILED.", "engine inspector", layers[:3], "layers with their tensors")
     shown = [layer.get("Name", "") for layer in layers if "int8" in str([layer.get(k) for k in ("Inputs", "Outputs", "Weights")]).lower()]
