@@ -48,7 +48,7 @@
 # **`build_engine(quantized_path, engine_path, batches=(1, 8, 32))`** builds an engine and writes its plan. Returns nothing.
 #
 # - Dimension 0 of every input is dynamic, and nothing else; one profile with the smallest, best and largest batch.
-# - With `trt.BuilderFlag.INT8` where this release has it. Profiling verbosity is DETAILED, so that the engine can be read later.
+# - With the builder flag INT8 where this release has it (until 10.16). Profiling verbosity is DETAILED, so that the engine can be read later.
 # - `ValueError` if the parser refuses the model, `RuntimeError` if the builder finds no engine; then no file is written.
 #
 # Counted: pairs, one build. Not counted: time, memory.
@@ -236,7 +236,8 @@ for node in quantized.graph.node:
 
 # %%
 def answers(model):
-    raised = onnx.ModelProto.FromString(model.SerializeToString())
+    raised = onnx.ModelProto()
+    raised.CopyFrom(model)
     raised.opset_import[0].version = 21         # onnx.reference has DequantizeLinear from 19 on; these operators compute the same in 18 and 21
     return ReferenceEvaluator(raised).run(None, {"pixels": test})[0]
 
@@ -330,8 +331,9 @@ def kernels(path):
     trt.OnnxParser(network, log).parse(path.read_bytes())
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if hasattr(trt.BuilderFlag, "INT8") and path == QUANTIZED:
-        config.set_flag(trt.BuilderFlag.INT8)
+    int8 = getattr(trt.BuilderFlag, "INT8", None)
+    if int8 is not None and path == QUANTIZED:
+        config.set_flag(int8)
     profile = builder.create_optimization_profile()
     profile.set_shape("pixels", (1, 784), (8, 784), (32, 784))
     config.add_optimization_profile(profile)

@@ -103,8 +103,9 @@ def kernels(path):
         if not parser.parse(file.read()):
             return {"problem": "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))[:600], "layers": []}
     config = builder.create_builder_config()
-    if hasattr(trt.BuilderFlag, "INT8"):
-        config.set_flag(trt.BuilderFlag.INT8)
+    int8 = getattr(trt.BuilderFlag, "INT8", None)
+    if int8 is not None:
+        config.set_flag(int8)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     profile = builder.create_optimization_profile()
     for i in range(network.num_inputs):

@@ -143,7 +143,7 @@ def build_engine(quantized_path, engine_path, batches=(1, 8, 32)):
         raise ValueError("the parser refused it")
     config = builder.create_builder_config()
     if "INT8" in trt.BuilderFlag.__members__:
-        config.flags |= 1 << int(trt.BuilderFlag.INT8)
+        config.flags |= 1 << int(trt.BuilderFlag.__members__["INT8"])
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     profile = builder.create_optimization_profile()
     for tensor in [network.get_input(i) for i in range(network.num_inputs)]:
