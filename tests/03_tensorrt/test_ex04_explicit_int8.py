@@ -57,23 +57,23 @@ def perceptron(path, seed=0, features=24, hidden=16, classes=6, name="x", prefix
     return save(path, nodes, {name: ["n", features]}, {f"{p}scores": ["n", classes]}, {k: v.astype("f4") for k, v in weights.items()})
 
 
-def convolutions(path, seed=1, channels=16, size=9, batch="n"):
+def convolutions(path, seed=1, channels=16, size=9, groups=4):
     """A stem, a residual block with a grouped convolution, a 1x1 convolution, a head; two convolutions read the stem."""
     draw, c = np.random.default_rng(seed), channels
     def kernel(out, into, k, quiet=50.0):
         return draw.normal(0, (2 / (into * k * k)) ** 0.5, (out, into, k, k)) * 2 * loud_and_quiet(draw, out, quiet)[:, None, None, None]
     f = loud_and_quiet(draw, c)                   # "norm" makes the quiet channels of "left" as loud as the others: they count
-    weights = {"stem.w": kernel(c, 3, 3), "stem.b": draw.normal(0, 0.1, c), "left.w": kernel(c, c // 4, 3, 1.0) * f[:, None, None, None], "left.b": draw.normal(0, 0.1, c) * f,
+    weights = {"stem.w": kernel(c, 3, 3), "stem.b": draw.normal(0, 0.1, c), "left.w": kernel(c, c // groups, 3, 1.0) * f[:, None, None, None], "left.b": draw.normal(0, 0.1, c) * f,
                "right.w": kernel(c, c, 1), "norm.s": draw.uniform(0.5, 1.5, c) / f, "norm.b": draw.normal(0, 0.1, c), "norm.m": draw.normal(0, 0.1, c) * f,
                "norm.v": draw.uniform(0.5, 1.5, c), "head.w": draw.normal(0, 0.3, (7, c)), "head.b": draw.normal(0, 0.1, 7)}
     nodes = [node("Conv", "stem", ["frames", "stem.w", "stem.b"], "stem.y", pads=[1, 1, 1, 1]), node("Relu", "stem.relu", ["stem.y"], "stem.r"),
-             node("Conv", "left", ["stem.r", "left.w", "left.b"], "left.y", pads=[1, 1, 1, 1], group=4),
+             node("Conv", "left", ["stem.r", "left.w", "left.b"], "left.y", pads=[1, 1, 1, 1], group=groups),
              node("BatchNormalization", "norm", ["left.y", "norm.s", "norm.b", "norm.m", "norm.v"], "norm.y"),
              node("Conv", "right", ["stem.r", "right.w"], "right.y"), node("Add", "both", ["norm.y", "right.y"], "both.y"),
              node("Add", "skip", ["both.y", "stem.r"], "sum"), node("Relu", "relu", ["sum"], "relu.y"),
              node("GlobalAveragePool", "pool", ["relu.y"], "pooled"), node("Flatten", "flatten", ["pooled"], "flat"),
              node("Gemm", "head", ["flat", "head.w", "head.b"], "scores", transB=1)]
-    return save(path, nodes, {"frames": [batch, 3, size, size]}, {"scores": [batch, 7]}, {k: v.astype("f4") for k, v in weights.items()})
+    return save(path, nodes, {"frames": ["n", 3, size, size]}, {"scores": ["n", 7]}, {k: v.astype("f4") for k, v in weights.items()})
 
 
 def mixed(path, seed=2):
@@ -682,8 +682,16 @@ def test_gpu_digits(submission, tmp_path):
         raise Wrong("The INT8 engine lost more than 1 % of the held-out digits.", got=f"{right} of {len(got)} right", expected=f"{before - 3} or more")
 
 
+def wide_perceptron(path, seed):
+    return perceptron(path, seed, features=64, hidden=64, classes=16)
+
+
+def plain_convolutions(path, seed):
+    return convolutions(path, seed, channels=64, size=16, groups=1)
+
+
 @gpu
-@pytest.mark.parametrize("make", [perceptron, convolutions])
+@pytest.mark.parametrize("make", [wide_perceptron, plain_convolutions])
 def test_gpu_numbers(submission, tmp_path, make):
     """On the GPU: the engine computes what the Q/DQ graph says"""
     path, target, engine = make(tmp_path / "m.onnx", 18), tmp_path / "q.onnx", tmp_path / "q.engine"
@@ -702,7 +710,7 @@ def test_gpu_numbers(submission, tmp_path, make):
 @gpu
 def test_gpu_inspector(submission, tmp_path):
     """On the GPU: the engine's own description shows INT8"""
-    path, target, engine = convolutions(tmp_path / "m.onnx", 19, channels=64, size=16), tmp_path / "q.onnx", tmp_path / "q.engine"
+    path, target, engine = plain_convolutions(tmp_path / "m.onnx", 19), tmp_path / "q.onnx", tmp_path / "q.engine"
     submission.call("insert_qdq", path, str(target), ranges_for(path, rows=4))
     submission.call("build_engine", str(target), str(engine))
     layers = submission.probe("engine_layers", str(engine), 8)
