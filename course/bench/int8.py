@@ -239,32 +239,35 @@ def onnx_model(name, precision, batch):
 # ---- TensorRT -------------------------------------------------------------------------------------------------------
 
 def build(trt, logger, model, precision):
-    """The plan, and what was asked of the builder. FP16 and INT8 take and give float16, as gpu.build_engine's do."""
+    """The plan, and what was asked of the builder. FP16 and INT8 take and give float16, as gpu.build_engine's do.
+
+    An INT8 graph whose Q refuses float16 (that depends on the release) is built with float32 at its ends; ``io_dtype`` says so.
+    """
     flags = {"int8": ["INT8", "FP16"], "fp16": ["FP16"], "tf32": ["TF32"]}[precision]
     missing = [flag for flag in flags if not hasattr(trt.BuilderFlag, flag)]
     if missing:
         raise RuntimeError(f"TensorRT {trt.__version__} has no builder flag {', '.join(missing)}: this suite is for 8.6 to 10")
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model.SerializeToString()):
-        raise RuntimeError("; ".join(str(parser.get_error(n)) for n in range(parser.num_errors)))
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
-    for flag in flags:
-        config.set_flag(getattr(trt.BuilderFlag, flag))
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 4 << 30)
-    config.builder_optimization_level = LEVEL
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    # As in gpu.build_engine: TensorRT's own kernels alone, with or without cuDNN and cuBLAS on the host.
-    config.set_tactic_sources(1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS) | 1 << int(trt.TacticSource.JIT_CONVOLUTIONS))
-    if precision != "tf32":
-        network.get_input(0).dtype = network.get_output(0).dtype = trt.float16
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise RuntimeError("the builder returned None; its log says why")
-    return plan, {"builder_optimization_level": LEVEL, "builder_flags": flags, "tactic_sources": ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"],
-                  "workspace_bytes": 4 << 30, "io_dtype": "float32" if precision == "tf32" else "float16"}
+    for kind in {"int8": ("float16", "float32"), "fp16": ("float16",), "tf32": ("float32",)}[precision]:
+        builder = trt.Builder(logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse(model.SerializeToString()):
+            raise RuntimeError("; ".join(str(parser.get_error(n)) for n in range(parser.num_errors)))
+        config = builder.create_builder_config()
+        config.clear_flag(trt.BuilderFlag.TF32)
+        for flag in flags:
+            config.set_flag(getattr(trt.BuilderFlag, flag))
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 4 << 30)
+        config.builder_optimization_level = LEVEL
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        # As in gpu.build_engine: TensorRT's own kernels alone, with or without cuDNN and cuBLAS on the host.
+        config.set_tactic_sources(1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS) | 1 << int(trt.TacticSource.JIT_CONVOLUTIONS))
+        network.get_input(0).dtype = network.get_output(0).dtype = getattr(trt, kind)
+        plan = builder.build_serialized_network(network, config)
+        if plan is not None:
+            return plan, {"builder_optimization_level": LEVEL, "builder_flags": flags, "tactic_sources": ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"],
+                          "workspace_bytes": 4 << 30, "io_dtype": kind}
+    raise RuntimeError("the builder returned None; its log says why")
 
 
 def outputs_by_type(trt, engine):
