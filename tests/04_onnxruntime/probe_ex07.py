@@ -105,7 +105,7 @@ def run_by_binding(self, binding, run_options=None):
         with contextlib.suppress(RuntimeError):
             waits = run_options.get_run_config_entry(UNWAITED) != "1"
     zeros = {}
-    for (side, name), (how, _, value) in parts.items():
+    for (side, name), (_, _, value) in parts.items():
         if side == "input" and value is not None and value.device_name() == "cpu":
             zeros[name] = bool((np.asarray(plain_numpy(value)) == 0).all())
     return "run", waits, {f"{side} {name}": (how, address) for (side, name), (how, address, _) in parts.items()}, zeros

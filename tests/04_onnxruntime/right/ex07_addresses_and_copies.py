@@ -46,7 +46,7 @@ def open_cuda(model_path, options, settings=None, fallback=False):
         return session
     if not fallback:
         raise RuntimeError(problem)
-    warn(problem, RuntimeWarning)
+    warn(problem, RuntimeWarning, stacklevel=2)
     return onnxruntime.InferenceSession(model_path, settings, ["CPUExecutionProvider"])
 
 
