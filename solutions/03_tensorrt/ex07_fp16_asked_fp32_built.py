@@ -407,9 +407,9 @@ except ValueError as error:
 # **Can you not just compare the sizes of the plans?** As a smoke test, yes: weights in FP16 take half the bytes. It misses an island, it misses
 # activations, it is fooled by weights that are stored small, and a plan also holds kernels. It tells that something is wrong, not where.
 #
-# **Is an FP16 input format the same as FP16 arithmetic?** It says what is multiplied. What sums are kept in is the kernel's: the tactic's name often
-# tells (`f16f16_f16f32`: FP16 factors, FP32 sums), in no documented form. And FP32 here includes TF32, which
-# `trt.BuilderFlag.TF32` allows by default: see [the first exercise](ex01_first_engine.ipynb).
+# **Is an FP16 input format the same as FP16 arithmetic?** It says what is multiplied. In what the sums are kept is the kernel's matter: the tactic's
+# name hints at it, in a form that is not documented. And FP32 here includes TF32, which `trt.BuilderFlag.TF32` allows by default: see
+# [the first exercise](ex01_first_engine.ipynb).
 #
 # **Which share of the layers has to be FP16?** Do not count layers: one MatMul can hold most of the multiply-adds. If some
 # have to stay FP32 for accuracy, list them by name in the check, and require the rest.

@@ -72,6 +72,36 @@ def build_plan(onnx_path, engine_path, profiles):
         file.write(plan)
 
 
+class Kept:
+    """Holds what open_detector returned, so that a dictionary or list stays in this process too, and changes to it last."""
+
+    def __init__(self, held):
+        self.held = held
+
+
+def keep_detectors():
+    """From now on the submission's open_detector returns a `Kept` to the grader, and detect takes one."""
+    import sys
+    module = sys.modules["submission"]
+    if hasattr(module, "kept_by_the_grader"):
+        return
+    module.kept_by_the_grader, inside = True, []
+
+    def wrapped(real, keeps):
+        def call(*args, **kwargs):
+            outermost = not inside
+            inside.append(real)
+            try:
+                result = real(*[a.held if isinstance(a, Kept) else a for a in args], **kwargs)
+            finally:
+                inside.pop()
+            return Kept(result) if keeps and outermost else result
+        return call
+    for name, keeps in (("open_detector", True), ("detect", False)):
+        if callable(getattr(module, name, None)):
+            setattr(module, name, wrapped(getattr(module, name), keeps))
+
+
 def watch_cuda():
     """From now on, notes switches, runs and what orders streams: (kind, stream's handle or profile), in the order of the calls."""
     import pycuda.driver as cuda

@@ -147,6 +147,8 @@ PICKS = [
     ("overlapping", OVERLAP, (2, 3, 128, 128), 1), ("overlapping", OVERLAP, (1, 3, 256, 256), 1), ("overlapping", OVERLAP, (4, 3, 64, 400), 2),
     ("overlapping", OVERLAP, (32, 3, 256, 256), 0), ("overlapping", OVERLAP, (8, 3, 128, 128), 1), ("overlapping", OVERLAP, (64, 3, 32, 32), 2),
     ("by size", [((1, 3, 32, 32), (1, 3, 32, 32), (8, 3, 64, 64)), ((1, 3, 96, 96), (8, 3, 256, 256), (8, 3, 256, 256))], (1, 3, 96, 96), 1),
+    ("same number of elements", [((1, 3, 64, 64), (1, 3, 128, 128), (8, 3, 128, 128)), ((1, 3, 64, 64), (8, 3, 64, 64), (8, 3, 128, 128))], (4, 3, 64, 64), 1),
+    ("ratios, not differences", [((1, 3, 64, 64), (1, 3, 64, 64), (4, 3, 96, 96)), ((1, 3, 64, 64), (2, 3, 96, 64), (4, 3, 96, 96))], (2, 3, 64, 64), 1),
     ("equal", [TWO[0], TWO[0]], (1, 3, 320, 320), 0), ("fixed", [((4, 3, 64, 64),) * 3, ((8, 3, 64, 64),) * 3], (8, 3, 64, 64), 1),
 ]
 
@@ -357,6 +359,7 @@ def opened(submission, tmp_path_factory):
             cache[key] = [engine, oracle, None, None]
         entry = cache[key]
         if entry[3] != submission.started or submission.process is None:
+            submission.probe("keep_detectors")
             entry[2] = submission.call("open_detector", entry[0])
             entry[3] = submission.started
         return entry[2], entry[1]
@@ -406,6 +409,7 @@ def test_gpu_second_profile_first(submission, opened, tmp_path):
     """On the GPU: the first request of all needs the second profile"""
     model, oracle = write_detector(tmp_path / "m.onnx", 9)
     submission.probe("build_plan", model, str(tmp_path / "m.engine"), SMALL)
+    submission.probe("keep_detectors")
     detector = submission.call("open_detector", str(tmp_path / "m.engine"))
     detect(submission, detector, oracle, images_of((20, 3, 32, 32)))
 

@@ -99,7 +99,7 @@ def read_inspector(text):
 def engine_precisions(engine):
     inspector, context = engine.create_engine_inspector(), engine.create_execution_context()
     for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in list(engine.get_tensor_shape(name)):
             context.set_input_shape(name, engine.get_tensor_profile_shape(name, 0)[2])
     inspector.execution_context = context
     layers = [json.loads(inspector.get_layer_information(i, trt.LayerInformationFormat.JSON)) for i in range(engine.num_layers)]
