@@ -34,7 +34,8 @@ PROCESSES = 5  # cold starts, each in a process of its own
 RUNS = 200  # of a steady engine in such a process
 REFITS = 20
 CONV_INPUTS = 32
-LEVELS = range(6)
+_PARENTS: list[Any] = []
+ANSWER = "answer: "  # what a child process says stands behind this
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -390,8 +391,9 @@ def compared(one: dict[str, str], other: dict[str, str]) -> dict[str, Any]:
 def difference(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     """How far two engines' outputs for the same inputs lie apart; ``largest`` beside the largest output itself."""
     a, b = one.astype(np.float64), other.astype(np.float64)
+    sizes = {"largest": float(np.abs(a - b).max()), "largest_output": float(np.abs(a).max())}
     return {"identical": bool((one == other).all()), "values": int(one.size), "values_that_differ": int((one != other).sum()),
-            "largest": float(f"{np.abs(a - b).max():.6g}"), "largest_output": float(f"{np.abs(a).max():.6g}")}
+            **{name: float(f"{value:.6g}") if np.isfinite(value) else None for name, value in sizes.items()}}
 
 
 def worst_clocks(*found: dict) -> dict:
@@ -547,8 +549,10 @@ def lean_runtime(trt):
     """A runtime out of libnvinfer_lean, wherever this installation has it; the full runtime where it has none."""
     roots = {Path(trt.__file__).parent, *(Path(found.origin).parent for found in map(importlib.util.find_spec, ("tensorrt_libs", "tensorrt_lean_libs")) if found and found.origin)}
     for path in sorted(file for root in roots for file in root.glob("libnvinfer_lean.so*")):
-        found = trt.Runtime(logger(trt)).load_runtime(str(path))
+        parent = trt.Runtime(logger(trt))
+        found = parent.load_runtime(str(path))
         if found is not None:
+            _PARENTS.append(parent)  # what made a runtime has to outlive it
             return found
     return None
 
@@ -680,12 +684,12 @@ def with_library(flags: tuple[str, ...]) -> core.Result:
 def child(what: str, **asked) -> dict[str, Any]:
     """Runs :func:`main` in a fresh interpreter and returns what it printed last; raises RuntimeError with its last words."""
     done = subprocess.run([sys.executable, "-m", "course.bench.trtbuild", what, json.dumps(asked)], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    try:
-        return json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        if done.returncode < 0:  # a signal: for a plan that is not to be trusted that is an answer
-            return {"signal": -done.returncode}
-        raise RuntimeError(f"the child ended with {done.returncode}: {(done.stderr + done.stdout)[-500:]}") from None
+    for line in reversed(done.stdout.splitlines()):  # TensorRT's logger writes to the same stream
+        if line.startswith(ANSWER):
+            return json.loads(line[len(ANSWER):])
+    if done.returncode < 0:  # a signal: for a plan that is not to be trusted that is an answer
+        return {"signal": -done.returncode}
+    raise RuntimeError(f"the child ended with {done.returncode}: {(done.stderr + done.stdout)[-500:]}")
 
 
 def start_once(model: str, plan: str) -> dict[str, Any]:
@@ -785,7 +789,8 @@ def load_once(plan: str, allowed: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    print(json.dumps({"start": start_once, "build": build_once, "load": load_once}[sys.argv[1]](**json.loads(sys.argv[2]))))
+    answer = {"start": start_once, "build": build_once, "load": load_once}[sys.argv[1]](**json.loads(sys.argv[2]))
+    print(f"\n{ANSWER}{json.dumps(answer)}", flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -388,6 +388,8 @@ def test_a_child_that_dies_by_a_signal_is_an_answer(monkeypatch):
     monkeypatch.setattr(trtbuild.sys, "executable", "/bin/sh")
     monkeypatch.setattr(trtbuild.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, -11, "", "Segmentation fault"))
     assert trtbuild.child("load") == {"signal": 11}
+    monkeypatch.setattr(trtbuild.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, 'a log line\nanswer: {"engine": true}\nanother\n', ""))
+    assert trtbuild.child("load") == {"engine": True}
 
 
 def test_two_engines_are_compared_by_layer_and_by_value():
@@ -397,7 +399,8 @@ def test_two_engines_are_compared_by_layer_and_by_value():
     assert trtbuild.compared({}, {})["same_tactics"] is None  # an engine that tells nothing proves nothing
     found = trtbuild.difference(np.array([1, -4, 2], np.float16), np.array([1, -4, 2.5], np.float16))
     assert found == {"identical": False, "values": 3, "values_that_differ": 1, "largest": 0.5, "largest_output": 4.0}
-    assert trtbuild.difference(np.array([np.nan]), np.array([np.nan]))["identical"] is False  # nothing was written
+    unwritten = trtbuild.difference(np.array([np.nan]), np.array([np.nan]))  # nothing was written, and JSON has no NaN
+    assert unwritten["identical"] is False and unwritten["largest"] is None
 
 
 def test_clocks_of_two_parts_keep_the_lowest_and_the_highest():
