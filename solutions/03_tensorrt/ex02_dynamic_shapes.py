@@ -32,8 +32,8 @@
 #   split, pad, resize, rebuild.
 # - `build_engine(onnx_path, engine_path, profiles)`: builds one engine with these profiles, in this order, and writes its plan. Returns
 #   nothing. The model has one input, of any name, and any number of dimensions of it may be dynamic.
-#     - `ValueError` that names the input, before anything is built, if there is no profile, or one of them does not fit the input (its
-#       rank, or a dimension that the model fixes), or is not `1 <= min <= opt <= max` in every dimension.
+#     - `ValueError` that names the input, before anything is built, if there is no profile or one is impossible: another rank than the input's, a
+#       dimension that the model fixes otherwise, or not `1 <= min <= opt <= max` in every dimension.
 #     - `FileNotFoundError` if there is no file; `ValueError` if the parser refuses it; `RuntimeError` if no engine is found.
 #     - After any error, what stood at `engine_path` still stands there, and nothing else is left on disk.
 #
@@ -413,8 +413,8 @@ for label, order in [("sorted", [one] * 100 + [many] * 100), ("alternating", [on
 # **When do you need the event?** When the switch goes to another stream than the run, say to overlap it with the previous request's copy back. Record an event on
 # the first stream after the switch, and let the second wait for it: `event.record(first)`, `second.wait_for_event(event)`.
 #
-# **Can the engine use a fixed shape faster than a profile with min = opt = max?** A profile with three equal shapes already makes every size known to
-# the builder's choice of kernels. A dimension that is fixed in the model lets it also fold the shape arithmetic, and the Reshape here needs no computing.
+# **Is a profile with min = opt = max as good as a model with fixed shapes?** The kernels are chosen for one size in both. A model with fixed
+# shapes needs no profile and no shape arithmetic at run time; whether that shows in the latency is to be measured, and was not measured here.
 #
 # **The number of boxes depends on the data, as after NMS. What changes?** `get_tensor_shape` then returns -1 for that dimension, also after the input's
 # shape is set. Ask `context.get_max_output_size(name)` for the buffer, or give an `trt.IOutputAllocator`, and read the shape after the run.
