@@ -321,10 +321,11 @@ class EnginePair:
                     "host_out": cuda.pagelocked_empty(self.most[0] * classes, np.float32), "ran": self.make_event(), "done": self.make_event()}
             lane["device_in"], lane["device_out"] = cuda.mem_alloc(lane["host_in"].nbytes), cuda.mem_alloc(lane["host_out"].nbytes)
             context = lane["context"]
-            if hasattr(context, "set_device_memory"):            # since 10.16, checks the size
-                context.set_device_memory(int(lane["scratch"]), self.scratch_bytes)
+            give = getattr(context, "set_device_memory", None)   # takes the size too; 10.16 and 11.4 have it
+            if give is not None:
+                give(int(lane["scratch"]), self.scratch_bytes)   # each its own: two runs at once must not share it
             else:
-                context.device_memory = int(lane["scratch"])     # each its own: two runs at once must not share it
+                context.device_memory = int(lane["scratch"])
             for name, memory in (("rows", lane["device_in"]), ("offset", self.offset), ("scores", lane["device_out"])):
                 context.set_tensor_address(name, int(memory))
             self.lanes.append(lane)
