@@ -94,7 +94,7 @@ print("calibrate on", len(calibration), "digits, judge by", len(test), "others")
 # for `Conv`, and for `Gemm` with `transB=1`; 1 for `Gemm` without and for `MatMul`.
 
 # %% [markdown] tags=["hint"]
-# **Hint 3.** QuantizeLinear without a zero point makes uint8, which TensorRT refuses: give an int8 initializer of zeros, of the scale's shape. Check
+# **Hint 3.** QuantizeLinear without a zero point makes uint8: give an int8 initializer of zeros, of the scale's shape. Check
 # ranges and names first and call `onnx.save` last. In `build_engine`: `getattr(trt.BuilderFlag, "INT8", None)`,
 # `config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED`, and for 8.6 the flag `EXPLICIT_BATCH` of `create_network`.
 
@@ -307,33 +307,39 @@ print("an engine was written:", plan_bytes > weight_bytes / 4)
 
 # %% [markdown]
 # Did the pairs become INT8 kernels? TensorRT for RTX tells it at the end of a build, in its verbose log, without a GPU. (Other releases write this
-# list in another form; there the inspector of the next section tells it.)
+# list in another form or not at all; there the inspector of the next section tells it.) Beside the two models stands a third, whose scales of the first weight
+# lie along the inputs. It parses, it builds, and by the ONNX rules it computes nearly the same.
 
 
 # %%
-class Layers(trt.ILogger):
-    """Keeps the lines of the log that describe the engine's layers."""
+class Log(trt.ILogger):
+    """Keeps the lines of the log that describe the engine's layers, and the errors."""
 
     def __init__(self):
         trt.ILogger.__init__(self)
-        self.lines = []
+        self.lines, self.errors = [], []
 
     def log(self, severity, text):
+        if severity == trt.Logger.ERROR:
+            self.errors.append(text)
         if text.startswith("Layers:"):
             self.lines = [line for line in text.splitlines() if line.startswith("Name: ")]
 
 
-def kernels(path):
-    """(layer type, type of its first input, ONNX nodes) for each layer of the engine that RTX builds from a file."""
-    log = Layers()
+def kernels(model):
+    """(name, layer type, type of its first input, ONNX nodes) for each layer of the engine that RTX builds."""
+    if trt.__name__ != "tensorrt_rtx":
+        print("   only TensorRT for RTX lists its layers in the log")
+        return
+    log = Log()
     builder = trt.Builder(log)
-    network = builder.create_network(1 if hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH") else 0)
-    trt.OnnxParser(network, log).parse(path.read_bytes())
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(model.SerializeToString()):
+        print("   refused by the parser:", parser.get_error(0).desc().split(". ")[0])
+        return
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    int8 = getattr(trt.BuilderFlag, "INT8", None)
-    if int8 is not None and path == QUANTIZED:
-        config.set_flag(int8)
     profile = builder.create_optimization_profile()
     profile.set_shape("pixels", (1, 784), (8, 784), (32, 784))
     config.add_optimization_profile(profile)
@@ -341,14 +347,41 @@ def kernels(path):
     for line in log.lines:
         nodes = [part.split("]")[0] for part in line.split("[ONNX Layer: ")[1:]]
         inputs = line.split("Inputs: [")[1].split("Outputs: [")[0]
-        yield line.split("LayerType: ")[1].split(",")[0], inputs.split("Datatype: ")[1].split(",")[0] if "Datatype" in inputs else "-", nodes
+        yield (line.split(",")[0].removeprefix("Name: ").split("_myl0")[0], line.split("LayerType: ")[1].split(",")[0],
+               inputs.split("Datatype: ")[1].split(",")[0] if "Datatype" in inputs else "-", nodes)
 
 
-for path in (MODEL, QUANTIZED):
-    print(path.name)
-    for kind, first, nodes in kernels(path):
+def replace(model, name, array):
+    """Gives an initializer of the model another value."""
+    next(t for t in model.graph.initializer if t.name == name).CopyFrom(numpy_helper.from_array(array, name))
+
+
+wrong_axis = onnx.load(QUANTIZED)
+weight = numpy_helper.to_array(next(t for t in wrong_axis.graph.initializer if t.name == "hidden.weight"))
+peaks = np.abs(weight).max(axis=0)
+replace(wrong_axis, "hidden.weight_axis0_scale", np.where(peaks > 0, peaks / 127, 1).astype(np.float32))
+replace(wrong_axis, "hidden.weight_axis0_zero", np.zeros(784, np.int8))
+for node in wrong_axis.graph.node:
+    if node.name.startswith("hidden.weight"):
+        node.attribute[0].i = 1
+
+for title, model in (("float32", onnx.load(MODEL)), ("INT8", quantized), ("INT8, scales along the inputs", wrong_axis)):
+    print(title)
+    for name, kind, first, nodes in kernels(model):
         if nodes:
-            print(f"   {kind:15} reads {first:6}", [name for name in nodes if name.startswith("node_")])
+            print(f"   {name:32} {kind:15} reads {first:6}", [node for node in nodes if node.startswith("node_")])
+
+# %% [markdown]
+# In the third model the first product is a fusion called Cast, Mul, …, Fc: both operands are brought back to float and multiplied there. All the
+# rounding, none of the INT8 arithmetic, and no word of warning. Other mistakes are louder:
+
+# %%
+shifted, unsigned = onnx.load(QUANTIZED), onnx.load(QUANTIZED)
+replace(shifted, "pixels_activation_zero", np.array(3, np.int8))
+replace(unsigned, "pixels_activation_zero", np.array(128, np.uint8))
+for title, model in (("zero point 3", shifted), ("uint8, zero point 128", unsigned)):
+    print(title)
+    list(kernels(model))
 
 # %% [markdown]
 # ## On a GPU: run it, and read what the engine became
@@ -406,10 +439,10 @@ for layer in layers:
 # | all outputs in one run | every activation is seen on the same data | a run for each tensor costs as many runs as tensors |
 # | one percentile over all batches | the range belongs to the data set | a mean of batch percentiles depends on the order and size of the batches |
 # | refuse NaN and infinity | a range is a number | one broken image makes the scale infinite, and every value becomes 0 |
-# | zero point 0, int8 | the scheme that TensorRT takes: symmetric, signed | the parser refuses uint8 and zero points that are not 0 |
-# | an explicit zero point | says "int8" | the default of QuantizeLinear is uint8 |
+# | zero point 0, int8 | the scheme that TensorRT takes: symmetric, signed | the parser refuses other zero points |
+# | an explicit zero point | says "int8" | the default of QuantizeLinear is uint8; TensorRT for RTX 1.7 took such a node for int8, so it and ONNX Runtime compute different things |
 # | a scale for each output channel | a quiet channel keeps its bits | the loudest channel sets the step for all |
-# | `axis` of the output channels | the scale can leave the sum | another axis sums over products of different scales: no integer kernel, or wrong numbers where the matrix is square |
+# | `axis` of the output channels | the scale can leave the sum | the product runs in float (see above); scales of one axis applied along another, which a square matrix allows, give wrong numbers |
 # | one pair for one tensor | readers share one INT8 tensor | each pair is one more rounding pass over the same memory, unless the builder merges them |
 # | float32 bias | the kernel adds it to the scaled sum | the parser refuses an int32 bias behind a DequantizeLinear |
 # | no pair behind a product | ReLU, addition, normalization fuse into the kernel's end | a pair between convolution and ReLU cuts them apart, or forces rounding where none was needed |
@@ -428,8 +461,8 @@ for layer in layers:
 # ## Follow-ups
 #
 # **Max, percentile or entropy?** The maximum clips nothing and lets one outlier widen every step. A percentile clips the outliers and halves the step where
-# tails are long. Entropy (Kullback-Leibler) picks the clipping point that keeps the histogram closest; it was the default calibrator of TensorRT until calibrators
-# went in 11. Compare by the metric on held-out data; for ReLU networks with per-channel weights they often differ by less than the test set can see.
+# tails are long. Entropy picks the clipping point whose histogram is closest to the original by Kullback-Leibler divergence, as the entropy calibrators did
+# that went with TensorRT 11. Compare by the metric on held-out data; often the difference is smaller than the test set can see.
 #
 # **Why is the activation's scale not per channel?** Its channels are what the product sums over. A different scale for each term cannot be taken out of the
 # sum, so an integer accumulator cannot be rescaled once at the end.
