@@ -49,6 +49,16 @@ def version(package):
             return None
 
 
+def packages():
+    """Of onnxruntime and onnxruntime-gpu only the one that is imported: both bring the module of that name."""
+    found = {p: v for p in PACKAGES if (v := version(p))}
+    if {"onnxruntime", "onnxruntime-gpu"} <= found.keys():
+        import onnxruntime
+
+        return {p: v for p, v in found.items() if not p.startswith("onnxruntime") or v == onnxruntime.__version__}
+    return found
+
+
 def processor():
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -64,7 +74,7 @@ def describe(name):
         "id": name, "gpu": gpu and f"{gpu}, {memory} MiB", "driver": driver, "cuda": cuda_version(), "compute_capability": capability,
         "cpu": f"{processor()}, {os.cpu_count()} cores",
         "os": platform.platform(), "python": platform.python_version(),
-        "packages": {p: v for p in PACKAGES if (v := version(p))},
+        "packages": packages(),
         "clocks": {"sm_mhz": sm, "memory_mhz": mem, "sm_max_mhz": sm_max, "memory_max_mhz": mem_max, "power_limit_w": limit},
     }
 
