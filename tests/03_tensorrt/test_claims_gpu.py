@@ -176,9 +176,9 @@ def layers_of(trt, engine, context=None):
         inspector.execution_context = context
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        return json.loads(text)
+        return json.loads(text, strict=False)              # 8.6 separates the metadata's nodes with a raw control character
     except ValueError:
-        return {"Layers": [], "not JSON": text[:500]}
+        return {"Layers": [], "not JSON": text[:500]}      # with verbosity NONE 8.6 gives an empty text
 
 
 def test_only_a_detailed_plan_tells_the_inspector_more_than_names(trt):
@@ -301,15 +301,19 @@ def test_two_contexts_on_two_streams_do_not_disturb_each_other(trt):
 
 
 def test_a_bisection_finds_the_layers_that_fp16_breaks(trt):
-    """Page 26, on releases with weak typing: FP16 for all layers but the first k, by binary search over k."""
+    """Page 26, on releases with weak typing: FP16 for all blocks but the first k, by binary search over k. A block is a product with its
+    Relu: in 8.6 a fused pair whose halves want different types has no implementation, and the build returns None."""
     if not hasattr(trt.BuilderFlag, "FP16"):
         pytest.skip(f"not run here: {trt.__version__} has no FP16 flag, the search is over files")
+    import re
+
     import onnx
     import pycuda.driver as cuda
     from onnx import numpy_helper
-    model = onnx.load_from_string(float_model(False, rows=64, layers=6))
-    for stored in model.graph.initializer:                 # product2 reaches 10^5 and more, product3 takes it back
-        scale = {"w2": 3e4, "w3": 1 / 3e4}.get(stored.name)
+    blocks = 12
+    model = onnx.load_from_string(float_model(False, rows=64, layers=blocks))
+    for stored in model.graph.initializer:                 # product4 reaches 10^5 and more, product5 takes it back
+        scale = {"w4": 3e4, "w5": 1 / 3e4}.get(stored.name)
         if scale:
             stored.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(stored) * scale).astype(np.float32), stored.name))
     weights = [numpy_helper.to_array(w).astype(np.float64) for w in model.graph.initializer]
@@ -320,7 +324,7 @@ def test_a_bisection_finds_the_layers_that_fp16_breaks(trt):
     logger = trt.Logger(trt.Logger.ERROR)
 
     def error(keep):
-        """Largest error with FP16 allowed and the first `keep` layers of the network held in FP32; inf where the result is not finite."""
+        """Largest error with FP16 allowed and the first `keep` blocks held in FP32; inf where the result is not finite."""
         builder = trt.Builder(logger)
         explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
         network = builder.create_network(0 if explicit is None else 1 << int(explicit))
@@ -332,13 +336,13 @@ def test_a_bisection_finds_the_layers_that_fp16_breaks(trt):
         config.clear_flag(trt.BuilderFlag.TF32)
         for i in range(network.num_layers):
             layer = network.get_layer(i)
-            if layer.type == trt.LayerType.CONSTANT:
-                continue
-            kind = trt.float32 if i < keep else trt.float16
-            layer.precision = kind  # TensorRT until 10.16
-            if not layer.get_output(0).is_network_output:
+            block = re.fullmatch(r"(?:product|relu)(\d+)", layer.name)
+            if block:
+                kind = trt.float32 if int(block[1]) < keep else trt.float16
+                layer.precision = kind  # TensorRT until 10.16
                 layer.set_output_type(0, kind)  # TensorRT until 10.16
         plan = builder.build_serialized_network(network, config)
+        assert plan is not None, f"no plan with {keep} blocks in FP32"
         engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
         context, stream = engine.create_execution_context(), cuda.Stream()
         ends, got = {name: cuda.mem_alloc(batch.nbytes) for name in "xy"}, np.empty_like(batch)
@@ -350,24 +354,18 @@ def test_a_bisection_finds_the_layers_that_fp16_breaks(trt):
         cuda.memcpy_dtoh(got, ends["y"])
         return float(np.abs(got - want).max()) if np.isfinite(got).all() else float("inf")
 
-    builder = trt.Builder(logger)
-    explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
-    network = builder.create_network(0 if explicit is None else 1 << int(explicit))
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse(model.SerializeToString())
-    names = [network.get_layer(i).name for i in range(network.num_layers)]
-    limit, good, bad, builds = 0.05 * want.max(), len(names), 0, 0
-    assert error(good) < limit
-    start = error(0)
-    print(f"{len(names)} layers; all in FP16: error {start:.2g}, allowed {limit:.2g}")
-    assert start > limit
+    limit, good, bad, builds = 0.05 * want.max(), blocks, 0, 0
+    whole, start = error(blocks), error(0)
+    print(f"{blocks} blocks; all in FP32: error {whole:.1e}, all in FP16: error {start:.2g}, allowed {limit:.1e}")
+    assert whole < limit < start
     while good - bad > 1:
         middle, builds = (good + bad) // 2, builds + 1
         found = error(middle)
-        print(f"first {middle} layers in FP32: error {found:.2g}")
+        print(f"first {middle} blocks in FP32: error {found:.2g}")
         good, bad = (middle, bad) if found < limit else (good, middle)
-    print(f"needed: the first {good}, up to {names[good - 1]!r}, after {builds} builds")
-    assert "product3" in names[good - 1] or "relu2" in names[good - 1] or "product2" in names[good - 1]
+    print(f"needed: the first {good} of {blocks} blocks, after {builds} builds")
+    assert good == 6, "blocks 0 to 5: the overflow is made in 4 and taken back in 5"
+
 
 
 def test_in_8_fp16_and_int8_are_bits_0_and_1_and_sources_start_with_cublas(trt):
