@@ -47,6 +47,7 @@ def insert_qdq(model: onnx.ModelProto, highest: dict[str, float], also: tuple[tu
     Each Conv, Gemm and MatMul with a constant input 1 gets one pair on its activation (per tensor, from ``highest[tensor]``) and one on its
     weight (per output channel, by the largest value). ``also`` are further (node name, input) to quantize, such as the skip input of a residual
     addition; ``skip`` are node names to leave alone. Weights stay float32 in front of their Q, or are ``stored`` as int8 without a Q.
+    A Conv needs its attribute kernel_shape: the parser of 8.6 does not take it from a weight that a DequantizeLinear makes.
     """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     graph = model.graph
@@ -157,7 +158,7 @@ class Conv:
     def graph(self, batch):
         nodes, tensor = [], "x"
         for n, (_, _, stride) in enumerate(CONVOLUTIONS):
-            nodes += [helper.make_node("Conv", [tensor, f"w{n}", f"b{n}"], [f"y{n}"], name=f"conv{n}", pads=[1, 1, 1, 1], strides=[stride, stride]),
+            nodes += [helper.make_node("Conv", [tensor, f"w{n}", f"b{n}"], [f"y{n}"], name=f"conv{n}", kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[stride, stride]),
                       helper.make_node("Relu", [f"y{n}"], [f"r{n}"], name=f"relu{n}")]
             tensor = f"r{n}"
         nodes += [helper.make_node("GlobalAveragePool", [tensor], ["pooled"], name="pool"), helper.make_node("Flatten", ["pooled"], ["flat"], name="flatten"),
@@ -275,7 +276,7 @@ def outputs_by_type(trt, engine):
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     written, held = collections.Counter(), collections.Counter()
     try:
-        layers = json.loads(text)["Layers"]
+        layers = json.loads(text, strict=False)["Layers"]  # 8.6 leaves control characters as they are between the names of its Metadata
     except (ValueError, KeyError) as problem:
         return {"problem": f"{type(problem).__name__}: {problem}"}
     for layer in layers:

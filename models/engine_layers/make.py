@@ -6,8 +6,9 @@ Writes into OUT one `<engine>.json` for each engine of ENGINES, and `engine_laye
   what, builder       the model in words; flags, verbosity, level and tactic sources that the builder was given
   nodes               the ONNX graph without its weights: name, op_type, inputs, outputs of each node, in order
   inputs, outputs     the graph's, name to shape
-  inspector           the engine's text in `LayerInformationFormat.JSON`, parsed, nothing changed or left out
-  at_shape            (dynamic shapes only) the same, asked with an execution context whose input shape is set
+  inspector           the engine's text in `LayerInformationFormat.JSON`, as it came: 8.6.0 leaves control characters in its strings,
+                      which JSON forbids, so Python reads it with `json.loads(text, strict=False)`
+  at_shape            (dynamic shapes only) the same, asked after a run, with an execution context whose input shape is set
   microseconds        layer name to mean time in µs over 50 runs with `trt.IProfiler`, after 20 that do not count
   engine_bytes        size of the plan
 
@@ -65,7 +66,7 @@ def residual(batch=8):
         weights[f"{name}.conv.weight"] = rng.normal(0, (2 / (9 * a)) ** 0.5, (b, a, 3, 3)).astype("f4")
         for part, (low, high) in {"weight": (0.8, 1.2), "bias": (-0.2, 0.2), "mean": (-0.2, 0.2), "var": (0.8, 1.2)}.items():
             weights[f"{name}.bn.{part}"] = rng.uniform(low, high, b).astype("f4")
-        return [node("Conv", f"/{name}/Conv", [source, f"{name}.conv.weight"], f"{name}.conv", pads=[1, 1, 1, 1]),
+        return [node("Conv", f"/{name}/Conv", [source, f"{name}.conv.weight"], f"{name}.conv", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
                 node("BatchNormalization", f"/{name}/BatchNorm", [f"{name}.conv", *(f"{name}.bn.{p}" for p in ("weight", "bias", "mean", "var"))], target)]
 
     nodes = [*convolution("stem", "image", 3, 64, "stem.bn"), node("Relu", "/stem/Relu", ["stem.bn"], "stem.relu"),
@@ -84,8 +85,8 @@ def channels_last(batch=8):
     weights = {"w1": rng.normal(0, 0.08, (48, 20, 3, 3)).astype("f4"), "b1": rng.normal(0, 0.1, 48).astype("f4"),
                "w2": rng.normal(0, 0.05, (20, 48, 1, 1)).astype("f4")}
     nodes = [node("Transpose", "/to_nchw/Transpose", ["image"], "nchw", perm=[0, 3, 1, 2]),
-             node("Conv", "/wide/Conv", ["nchw", "w1", "b1"], "wide", pads=[1, 1, 1, 1]), node("Relu", "/wide/Relu", ["wide"], "wide.relu"),
-             node("Conv", "/narrow/Conv", ["wide.relu", "w2"], "narrow"), node("Sigmoid", "/Sigmoid", ["narrow"], "gate"),
+             node("Conv", "/wide/Conv", ["nchw", "w1", "b1"], "wide", kernel_shape=[3, 3], pads=[1, 1, 1, 1]), node("Relu", "/wide/Relu", ["wide"], "wide.relu"),
+             node("Conv", "/narrow/Conv", ["wide.relu", "w2"], "narrow", kernel_shape=[1, 1]), node("Sigmoid", "/Sigmoid", ["narrow"], "gate"),
              node("Mul", "/Mul", ["narrow", "gate"], "silu"),
              node("Transpose", "/to_nhwc/Transpose", ["silu"], "features", perm=[0, 2, 3, 1])]
     return graph_of(nodes, {"image": [batch, 40, 40, 20]}, {"features": [batch, 40, 40, 20]}, weights)
@@ -198,29 +199,17 @@ def build(trt, logger, model, flags, verbosity="DETAILED", batches=None, level=3
                   "workspace_bytes": 1 << 30, "batches": batches}
 
 
-def parsed(text):
-    """The inspector's JSON; text that is no JSON stays text."""
-    try:
-        return json.loads(text)
-    except ValueError as problem:
-        return {"not_json": str(problem), "text": text}
-
-
 def inspect(trt, logger, plan, batches):
     import pycuda.driver as cuda
 
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
-    inspector = engine.create_engine_inspector()
     form = trt.LayerInformationFormat.JSON
-    found = {"inspector": parsed(inspector.get_engine_information(form))}
+    found = {"inspector": engine.create_engine_inspector().get_engine_information(form)}
     context, stream, kept = engine.create_execution_context(), cuda.Stream(), []
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    if batches:
-        for name in names:
-            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-                context.set_input_shape(name, (batches[1], *tuple(engine.get_tensor_shape(name))[1:]))
-        inspector.execution_context = context
-        found["at_shape"] = {"batch": batches[1], "inspector": parsed(inspector.get_engine_information(form))}
+    for name in names:
+        if batches and engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+            context.set_input_shape(name, (batches[1], *tuple(engine.get_tensor_shape(name))[1:]))
     for name in names:
         array = np.random.default_rng(15).normal(size=tuple(context.get_tensor_shape(name))).astype(trt.nptype(engine.get_tensor_dtype(name)))
         memory = cuda.mem_alloc(array.nbytes)
@@ -228,6 +217,10 @@ def inspect(trt, logger, plan, batches):
         context.set_tensor_address(name, int(memory))
         kept.append(memory)
     found["microseconds"] = times(trt, context, stream)
+    if batches:
+        inspector = engine.create_engine_inspector()
+        inspector.execution_context = context
+        found["at_shape"] = {"batch": batches[1], "inspector": inspector.get_engine_information(form)}
     return found
 
 
@@ -293,7 +286,7 @@ def main():
         path = given.out / f"{name}.json"
         path.write_text(json.dumps(found, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
         done[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        layers = found["inspector"].get("Layers", [])
+        layers = json.loads(found["inspector"], strict=False)["Layers"]
         print(f"{name}: {len(found['nodes'])} nodes became {len(layers)} layers, {path.stat().st_size} bytes", flush=True)
     facts = {"command": "python models/engine_layers/make.py", "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%SZ}", **machine(trt), "files": done, "failed": failed}
     (given.out / "engine_layers.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

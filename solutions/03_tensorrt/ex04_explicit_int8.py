@@ -20,7 +20,7 @@
 #
 # ## The contract
 #
-# Models have opset 13 or later, no subgraphs, any names, any number of inputs. *Quantizable* are the nodes `Conv`, `Gemm` and `MatMul` whose input
+# Models have opset 13 or later, no subgraphs, any names, any number of inputs; each `Conv` has its `kernel_shape`. *Quantizable* are the nodes `Conv`, `Gemm` and `MatMul` whose input
 # 1 is a float32 initializer (its *weight*; for `MatMul` of two dimensions) and whose input 0 is not an initializer. Numbers are float32.
 #
 # **`calibrate(onnx_path, batches, percentile=100.0)`** returns a dict: tensor name to range (a Python float) for each float32
@@ -425,7 +425,8 @@ print(f"largest difference of a probability: from float {np.abs(int8 - float32).
 inspector, context = engine.create_engine_inspector(), engine.create_execution_context()
 context.set_input_shape(engine.get_tensor_name(0), (30, 784))
 inspector.execution_context = context            # with a dynamic batch the formats are known only for a shape
-layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]
+text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+layers = json.loads(text, strict=False)["Layers"]      # 8.6 leaves control characters between names, which JSON forbids
 print(len(layers), "layers:", dict(Counter(layer["LayerType"] for layer in layers)))
 for layer in layers:
     kinds = [", ".join(tensor.get("Format/Datatype", "?") for tensor in layer.get(side, [])) for side in ("Inputs", "Outputs")]
@@ -444,6 +445,7 @@ for layer in layers:
 # | a scale for each output channel | a quiet channel keeps its bits | the loudest channel sets the step for all |
 # | `axis` of the output channels | the scale can leave the sum | the product runs in float (see above); scales of one axis applied along another, which a square matrix allows, give wrong numbers |
 # | one pair for one tensor | readers share one INT8 tensor | each pair is one more rounding pass over the same memory, unless the builder merges them |
+# | `kernel_shape` on every `Conv` | ONNX lets it be left out, since the weight tells it | the parser of 8.6.0 refuses the node once its weight comes from a DequantizeLinear |
 # | float32 bias | the kernel adds it to the scaled sum | the parser refuses an int32 bias behind a DequantizeLinear |
 # | no pair behind a product | ReLU, addition, normalization fuse into the kernel's end | a pair between convolution and ReLU cuts them apart, or forces rounding where none was needed |
 # | `also` for the skip input | the addition reads INT8 on both sides and can write INT8 | the convolution before it writes float, and the block moves more bytes |

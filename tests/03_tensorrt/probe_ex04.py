@@ -163,4 +163,4 @@ def engine_layers(path, batch):
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
             context.set_input_shape(name, (batch, *tuple(engine.get_tensor_shape(name))[1:]))
     inspector.execution_context = context
-    return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]
+    return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON), strict=False)["Layers"]    # 8.6 leaves control characters in it

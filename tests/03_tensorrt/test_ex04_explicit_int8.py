@@ -66,10 +66,10 @@ def convolutions(path, seed=1, channels=16, size=9, groups=4):
     weights = {"stem.w": kernel(c, 3, 3), "stem.b": draw.normal(0, 0.1, c), "left.w": kernel(c, c // groups, 3, 1.0) * f[:, None, None, None], "left.b": draw.normal(0, 0.1, c) * f,
                "right.w": kernel(c, c, 1), "norm.s": draw.uniform(0.5, 1.5, c) / f, "norm.b": draw.normal(0, 0.1, c), "norm.m": draw.normal(0, 0.1, c) * f,
                "norm.v": draw.uniform(0.5, 1.5, c), "head.w": draw.normal(0, 0.3, (7, c)), "head.b": draw.normal(0, 0.1, 7)}
-    nodes = [node("Conv", "stem", ["frames", "stem.w", "stem.b"], "stem.y", pads=[1, 1, 1, 1]), node("Relu", "stem.relu", ["stem.y"], "stem.r"),
-             node("Conv", "left", ["stem.r", "left.w", "left.b"], "left.y", pads=[1, 1, 1, 1], group=groups),
+    nodes = [node("Conv", "stem", ["frames", "stem.w", "stem.b"], "stem.y", kernel_shape=[3, 3], pads=[1, 1, 1, 1]), node("Relu", "stem.relu", ["stem.y"], "stem.r"),
+             node("Conv", "left", ["stem.r", "left.w", "left.b"], "left.y", kernel_shape=[3, 3], pads=[1, 1, 1, 1], group=groups),
              node("BatchNormalization", "norm", ["left.y", "norm.s", "norm.b", "norm.m", "norm.v"], "norm.y"),
-             node("Conv", "right", ["stem.r", "right.w"], "right.y"), node("Add", "both", ["norm.y", "right.y"], "both.y"),
+             node("Conv", "right", ["stem.r", "right.w"], "right.y", kernel_shape=[1, 1]), node("Add", "both", ["norm.y", "right.y"], "both.y"),
              node("Add", "skip", ["both.y", "stem.r"], "sum"), node("Relu", "relu", ["sum"], "relu.y"),
              node("GlobalAveragePool", "pool", ["relu.y"], "pooled"), node("Flatten", "flatten", ["pooled"], "flat"),
              node("Gemm", "head", ["flat", "head.w", "head.b"], "scores", transB=1)]
