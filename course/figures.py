@@ -22,6 +22,12 @@ The same runs as money: US dollars for a million inferences on a GPU that costs 
 
 The same runs as a share of the speed of light: the least time that the machine ``limits`` was measured to allow, over the time taken.
 
+    ```{error-table} resnet50 fp16
+    :systems: h200x2-trt86, h200x2-ort131
+    ```
+
+The error of the same runs' own outputs, as models.accuracy measures it; the corner says how much is tolerated.
+
     ```{bench-plot} resnet50 fp16
     :systems: h200x2-trt86, h200x2-ort131
     :limits: h200x2-ort131
@@ -219,6 +225,22 @@ class CostTable(BenchTable):
         return f"{cost_per_million(run, self.options['price']):#.3g}".rstrip(".")  # zeros kept: the cells of a row have the same digits
 
 
+class ErrorTable(BenchTable):
+    """How far each run's outputs were from float64, over the outputs' own spread: the accuracy of the work that was timed."""
+
+    def corner(self) -> str:
+        return "error, share of the outputs' spread"
+
+    def shown(self, run: dict[str, Any]) -> str:
+        return f"{run['accuracy']['error']:.1e}"
+
+    def note(self, root: Path, found: dict) -> nodes.Node:
+        allowed = sorted({run["accuracy"]["tolerance"] for run in found.values()})
+        text = (f"Root mean square distance of the timed outputs from float64, over how much the float64 outputs differ from input to input; "
+                f"up to {' or '.join(f'{value:g}' for value in allowed)} is tolerated, and a run above it is INVALID.")
+        return nodes.paragraph(text, text, classes=["bench-note"])
+
+
 class ShareTable(BenchTable):
     option_spec: ClassVar[dict] = {**BenchTable.option_spec, "limits": directives.unchanged_required}
 
@@ -301,6 +323,7 @@ class GrowthPlot(SphinxDirective):
 def setup(app: Any) -> dict[str, Any]:
     app.add_directive("bench-table", BenchTable)
     app.add_directive("cost-table", CostTable)
+    app.add_directive("error-table", ErrorTable)
     app.add_directive("share-table", ShareTable)
     app.add_directive("bench-plot", BenchPlot)
     app.add_directive("growth-plot", GrowthPlot)
