@@ -30,8 +30,10 @@
 # - **`IndexError`** unless `0 <= start <= stop <= rows`; `ValueError` if the model's batch is fixed and `stop - start` is neither that number nor 0. Both name what was given.
 # - The `Window` keeps the arrays alive: a caller may forget them.
 # - What could not be used in place is refused when the `Window` is made, with the tensor's name in the message:
-#   - `ValueError` for a name that is missing or unknown, no outputs at all, another number of rows than the other arrays', another shape than the model's behind the first dimension, an array that is not C-contiguous or not aligned, an output
-#     that is read-only, and an output that shares memory with an input or with another output.
+#   - `ValueError` for a name that is missing or unknown, and for no outputs at all.
+#   - `ValueError` for another number of rows than the other arrays', and for another shape than the model's behind the first dimension.
+#   - `ValueError` for an array that is not C-contiguous or not aligned, and for an output that is read-only.
+#   - `ValueError` for an output that shares memory with an input or with another output.
 #   - `TypeError` for what is no NumPy array, and for another dtype than the model's. An array of the other byte order has another dtype.
 #
 # **`Stepper(session, carry)`** runs a recurrent model. `carry` is a dict from the name of an output to the name of the input that it becomes in the next step. The batch is dynamic.

@@ -11,9 +11,9 @@
 #
 # Level: senior · 45 minutes · needs no GPU, and has a part that runs on one
 #
-# Options of a provider are strings in a dictionary. A misspelled one can end with the whole model on the CPU, a CUDA graph reads
-# the addresses of its first run for ever, and a run that is not waited for gives back what the buffer held before. You write the part
-# of a service that cannot be fooled by any of these: options that are checked, sent and read back, buffers that are fixed, and a wait in the right place.
+# Options of a provider are strings in a dictionary, and a misspelled one can end with the whole model on the CPU. A CUDA graph reads the addresses of its first run for ever. A run that
+# nobody waited for gives back what the buffer held before. You write the part of a service that is not fooled by any of these. Options are checked, sent and read back; buffers stay where
+# they are; the wait is in the right place.
 #
 # Background: [options of the CUDA provider](../../book/04_onnxruntime/questions/22_cuda_provider_options.md) and
 # [IOBinding](../../book/04_onnxruntime/questions/14_io_binding.md).
@@ -502,8 +502,8 @@ if len(results) == 2:
 # makes these runs inside your first call. So a model with a state that is updated in place is ahead after that call:
 # [what runs more often than you think](../../book/04_onnxruntime/questions/22_cuda_provider_options.md). The second warm-up run here is the first replay, so a broken graph is found before traffic.
 #
-# **May a second thread use the same `Replay`?** No. The binding is state, `running` is not guarded, and the source of the CUDA provider keeps its captured graphs in a context for each thread, so
-# another thread would capture anew. One object for each thread, made and warmed up in that thread.
+# **May a second thread use the same `Replay`?** No. The binding is state, and `running` is not guarded. By its source, the CUDA provider keeps captured graphs in a context for each thread: another thread would capture
+# anew. One object for each thread, made and warmed up in that thread.
 #
 # **Which models cannot be captured?** Those with `If`, `Loop` or `Scan`, and those with a copy between CPU and GPU inside. ONNX Runtime refuses them when the session is created, with its own exception: not the
 # kind after which its Python class tries the CPU. Count `MemcpyToHost` and `MemcpyFromHost` in the optimized model first.

@@ -26,7 +26,7 @@ def cuda_provider(**wanted):
 
 def unmet(options, provider_options):
     cuda = provider_options.get("CUDAExecutionProvider") or {}
-    return {name: (options[name], cuda.get(name)) for name in options.keys() - {n for n in options if cuda.get(n) == options[n]}}
+    return {name: (options[name], cuda.get(name)) for name in set(options) - {n for n in options if cuda.get(n) == options[n]}}
 
 
 def open_cuda(model_path, options, settings=None, fallback=False):
