@@ -43,9 +43,10 @@
 #     - Build once, with `trt.ProfilingVerbosity.DETAILED`: without it nobody can look into the engine later.
 #     - The models have fixed shapes.
 # - `read_inspector(text)`: the reading of the JSON that the inspector gives. A compute layer's `LayerType` contains, in any case,
-#   `conv`, `gemm`, `matmul`, `matrixmultiply` or `correlation`. Its precision stands in the first input's `Format/Datatype`. A layer whose
+#   `conv`, `gemm`, `matmul`, `matrixmultiply` or `correlation`. Its precision stands in the first input's `Format/Datatype`; where that says
+#   `N/A`, in the `Type` of its `Weights`, if it has any; else it is `"unknown"`. A layer whose
 #   `LayerType` contains `myelin` is a whole region: only its edge can be seen, so it is listed, as `"unknown"`. `ValueError` if
-#   the text is no JSON, has no layers, or only their names.
+#   the text is no JSON, has no layers, or only their names. Beware: 8.6.0 writes control characters into it as they are.
 # - `engine_precisions(engine)`, on a GPU: the reading of a loaded engine, whose inputs may be dynamic.
 
 # %%
@@ -124,9 +125,9 @@ for label, path in models.items():
 
 # %% [markdown] tags=["hint"]
 # **Hint 3.** The inspector: `inspector = engine.create_engine_inspector()`, then
-# `inspector.get_engine_information(trt.LayerInformationFormat.JSON)`. Releases write `Row major linear FP16 format`, `Half`, `Float`, `BFloat16`: look for
-# BFloat16 before Float. With dynamic inputs it says `N/A due to dynamic shapes`, until `inspector.execution_context` is a context whose
-# input shapes are set.
+# `inspector.get_engine_information(trt.LayerInformationFormat.JSON)`; Python's reader takes control characters with `strict=False`. Releases write
+# `Row major linear FP16 format`, `Half`, `Float`, `BFloat16`: look for BFloat16 before Float. With dynamic inputs a format may be `N/A due to dynamic shapes`, also
+# after `inspector.execution_context` was given a context whose input shapes are set; `"Weights": {"Type": "Half", …}` still tells.
 
 # %% [markdown]
 # ## Before the build
@@ -264,27 +265,30 @@ def read_inspector(text):
     """[(name, precision), ...] of the compute layers in the JSON text of trt.EngineInspector.get_engine_information."""
     # <answer>
     try:
-        layers = json.loads(text, strict=False)["Layers"]
+        layers = json.loads(text, strict=False)["Layers"]    # strict JSON has no raw control characters, 8.6.0 writes them
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"this is no engine information in JSON: {str(text)[:60]!r}") from None
     if not layers or not all(isinstance(layer, dict) and "LayerType" in layer for layer in layers):
         raise ValueError("the engine tells no more than names: build it with trt.ProfilingVerbosity.DETAILED")
 
-    def spoken(tensors):
-        words = tensors[0].get("Format/Datatype", "").upper() if tensors else ""
+    def spoken(words):
         for name, spellings in (("BF16", ("BF16", "BFLOAT16")), ("FP16", ("FP16", "HALF")), ("FP32", ("FP32", "FLOAT")),
                                 ("INT8", ("INT8",)), ("FP8", ("FP8",))):       # BFLOAT16 contains FLOAT: it has to come first
-            if any(spelling in words for spelling in spellings):
+            if any(spelling in words.upper() for spelling in spellings):
                 return name
         return "unknown"                               # "N/A due to dynamic shapes", and whatever a later release may write
 
     found = []
     for layer in layers:
-        kind = layer["LayerType"].lower()
-        if "myelin" in kind:
-            found.append((layer["Name"], "unknown"))
-        elif any(word in kind for word in ("conv", "gemm", "matmul", "matrixmultiply", "correlation")):
-            found.append((layer["Name"], spoken(layer.get("Inputs", []))))
+        kind, precision = layer["LayerType"].lower(), "unknown"
+        if any(word in kind for word in ("conv", "gemm", "matmul", "matrixmultiply", "correlation")):
+            if layer.get("Inputs"):
+                precision = spoken(layer["Inputs"][0].get("Format/Datatype", ""))
+            if precision == "unknown":                 # dynamic shapes: what it multiplies by is still known
+                precision = spoken(layer.get("Weights", {}).get("Type", ""))
+            found.append((layer["Name"], precision))
+        elif "myelin" in kind:
+            found.append((layer["Name"], precision))
     return found
     # </answer>
     # stub: raise NotImplementedError("read_inspector is not written yet")
@@ -298,7 +302,7 @@ def engine_precisions(engine):
         name = engine.get_tensor_name(i)
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in tuple(engine.get_tensor_shape(name)):
             _, best, _ = engine.get_tensor_profile_shape(name, 0)
-            context.set_input_shape(name, best)        # until every input has a shape, formats are "N/A due to dynamic shapes"
+            context.set_input_shape(name, best)        # the formats of a dynamic engine follow from the shapes
     inspector = engine.create_engine_inspector()
     inspector.execution_context = context
     return read_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
@@ -307,18 +311,31 @@ def engine_precisions(engine):
 
 
 # %% [markdown]
-# Two layers as the inspector writes them. A reader that trusts the wrong field takes the first for FP16:
+# From an engine that TensorRT 8.6.0 built on an H100, with the flag FP16 set: two of its eight layers, shortened. The first has the control
+# character, written here as `\x1e`. The second is what the flag did not bring about:
 
 # %%
-text = """{"Layers": [
- {"Name": "Reformatting CopyNode for Input Tensor 0 to stem", "LayerType": "Reformat",
-  "Inputs": [{"Name": "image", "Dimensions": [8,3,56,56], "Format/Datatype": "Row major linear FP16 format"}],
-  "Outputs": [{"Name": "r", "Dimensions": [8,3,56,56], "Format/Datatype": "Row major linear FP32"}]},
- {"Name": "stem + stem_relu", "LayerType": "CaskConvolution",
-  "Inputs": [{"Name": "r", "Dimensions": [8,3,56,56], "Format/Datatype": "Row major linear FP32"}],
-  "Outputs": [{"Name": "stem_r", "Dimensions": [8,64,56,56], "Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}]}
-], "Bindings": ["image", "features"]}"""
-print(read_inspector(text))
+text = """{"Layers": [{
+  "Name": "/stem/Conv + /stem/BatchNorm + /stem/Relu",
+  "LayerType": "CaskConvolution",
+  "Inputs": [{"Name": "Reformatted Input Tensor 0", "Dimensions": [8,3,32,32],
+    "Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}],
+  "Outputs": [{"Name": "stem.relu", "Dimensions": [8,64,32,32],
+    "Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}],
+  "Weights": {"Type": "Half", "Count": 1728},
+  "Metadata": "[ONNX Layer: /stem/Conv]\x1e[ONNX Layer: /stem/BatchNorm]\x1e[ONNX Layer: /stem/Relu]"
+},{
+  "Name": "/head/Gemm",
+  "LayerType": "CaskGemmConvolution",
+  "Inputs": [{"Name": "Reformatted Input Tensor 0 to /head/Gemm", "Dimensions": [8,64,1,1], "Format/Datatype": "Row major linear FP32"}],
+  "Outputs": [{"Name": "/head/Gemm_out_tensor", "Dimensions": [8,10,1,1], "Format/Datatype": "Row major linear FP32"}],
+  "Weights": {"Type": "Float", "Count": 640},
+  "Metadata": "[ONNX Layer: /head/Gemm]"
+}], "Bindings": ["image", "scores"]}"""
+try:
+    require(read_inspector(text), "FP16")
+except ValueError as error:
+    print(f"ValueError: {error}")
 
 # %% [markdown]
 # On a GPU, the engines themselves. With 8.6 to 10.16 the same FP32 model can be built with the flag and without:
@@ -367,6 +384,41 @@ try:
 except ValueError as error:
     print("ValueError:", error)
 
+# %% [markdown]
+# And an engine with a dynamic batch: what its layers' formats say without a context, with one whose shape is set, and after the shapes were
+# inferred.
+
+# %% tags=["gpu"]
+moving = onnx.load(models["all FP32"])
+for value in (*moving.graph.input, *moving.graph.output):
+    value.type.tensor_type.shape.dim[0].dim_param = "n"
+net = maker.create_network(0 if batch is None else 1 << int(batch))
+reader = trt.OnnxParser(net, log)
+assert reader.parse(moving.SerializeToString())
+settings, sizes = maker.create_builder_config(), maker.create_optimization_profile()
+settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+sizes.set_shape("image", (1, 3, 56, 56), (8, 3, 56, 56), (16, 3, 56, 56))
+settings.add_optimization_profile(sizes)
+moving_engine = trt.Runtime(log).deserialize_cuda_engine(maker.build_serialized_network(net, settings))
+
+
+def formats(inspector):
+    told = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON), strict=False)["Layers"]
+    return sorted({layer["Inputs"][0]["Format/Datatype"] for layer in told if "conv" in layer["LayerType"].lower()})
+
+
+print("no context:", formats(moving_engine.create_engine_inspector()))
+shaped = moving_engine.create_execution_context()
+shaped.set_input_shape("image", (8, 3, 56, 56))
+looking = moving_engine.create_engine_inspector()
+looking.execution_context = shaped
+print("a context with its shape set:", formats(looking))
+print("tensors without a shape:", shaped.infer_shapes())
+looking = moving_engine.create_engine_inspector()
+looking.execution_context = shaped
+print("after the shapes were inferred:", formats(looking))
+print("read:", engine_precisions(moving_engine))
+
 # %% [markdown] tags=["answer"]
 # ## How the request gets lost
 #
@@ -393,13 +445,14 @@ except ValueError as error:
 # | refusing an empty reading | an engine without detailed verbosity passes, having shown nothing |
 # | `"unknown"` is not what was asked | a Myelin region of 8.6 passes on the type of its edge |
 # | `DETAILED` at the build | the plan holds names alone, and cannot be asked again |
-# | a context with shapes | every format of a dynamic engine is `N/A due to dynamic shapes` |
+# | the weights' type, where the format is `N/A` | nothing is known of a dynamic engine |
+# | `strict=False` | the JSON of 8.6.0 cannot be read at all |
 #
 # ## What it costs
 #
 # The ONNX reading is one load and one inference of types: no GPU, no build. Detailed verbosity keeps names, formats and
 # parameters in the plan; it is meant for inspection and profiling, so look at what your plan reveals before you ship it.
-# The engine reading makes a context, with its activation memory: do it once after the build, in CI, not in the server.
+# The engine reading may make a context, with its activation memory: do it once after the build, in CI, not in the server.
 
 # %% [markdown] tags=["answer"]
 # ## Follow-ups

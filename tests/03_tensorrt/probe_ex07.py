@@ -67,10 +67,15 @@ def make_engine(onnx_path, precisions, detailed=True, ranges=None):
         if "FP16" in precisions.values():
             config.set_flag(FLAG)
         config.set_flag(getattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"))
+        made = {}                                      # tensor to precision: an activation goes with its convolution, or no kernel has both
         for i in range(network.num_layers):
             layer = network.get_layer(i)
-            if layer.name in precisions:
-                setattr(layer, "precision", {"FP32": trt.float32, "FP16": trt.float16}[precisions[layer.name]])
+            wanted = precisions.get(layer.name)
+            if layer.type == trt.LayerType.ACTIVATION:
+                wanted = made.get(layer.get_input(0).name)
+            if wanted:
+                setattr(layer, "precision", {"FP32": trt.float32, "FP16": trt.float16}[wanted])
+                made[layer.get_output(0).name] = wanted
     if ranges:
         shapes = builder.create_optimization_profile()
         for name, (least, best, most) in ranges.items():

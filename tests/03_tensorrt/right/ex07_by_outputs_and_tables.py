@@ -77,7 +77,7 @@ def build_checked(onnx_path, engine_path, asked="FP16"):
 
 def read_inspector(text):
     try:
-        layers = json.loads(text)["Layers"]
+        layers = json.JSONDecoder(strict=False).decode(text)["Layers"]
         kinds = [layer["LayerType"].lower() for layer in layers]
     except Exception as error:
         raise PrecisionMissed(f"unreadable: {error!r}") from None
@@ -88,7 +88,7 @@ def read_inspector(text):
         if "myelin" in kind:
             reading.append((layer["Name"], "unknown"))
         elif "conv" in kind or "gemm" in kind or "matmul" in kind or "matrixmultiply" in kind or "correlation" in kind:
-            words = layer["Inputs"][0]["Format/Datatype"].upper().replace(".", " ").split()
+            words = layer["Inputs"][0]["Format/Datatype"].upper().replace(".", " ").split() + [str(layer.get("Weights", {}).get("Type")).upper()]
             reading.append((layer["Name"], next((WORDS[w] for w in words if w in WORDS), "unknown")))
     return reading
 

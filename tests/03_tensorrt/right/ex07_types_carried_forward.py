@@ -79,7 +79,7 @@ def build_checked(onnx_path, engine_path, asked="FP16"):
 
 def read_inspector(text):
     try:
-        information = json.loads(text)
+        information = json.loads(re.sub(r"[\x00-\x1f]", " ", text))
     except json.JSONDecodeError as error:
         raise ValueError("not JSON") from error
     found, layers = [], information.get("Layers")
@@ -92,6 +92,7 @@ def read_inspector(text):
             found.append((layer["Name"], "unknown"))
         if re.search("conv|gemm|matmul|matrixmultiply|correlation", layer["LayerType"], re.IGNORECASE):
             words = layer["Inputs"][0]["Format/Datatype"]
+            words = words if "N/A" not in words else layer.get("Weights", {"Type": ""})["Type"]
             found.append((layer["Name"], next((name for pattern, name in PATTERNS if pattern.search(words)), "unknown")))
     return found
 
@@ -102,5 +103,5 @@ def engine_precisions(engine):
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in list(engine.get_tensor_shape(name)):
             context.set_input_shape(name, engine.get_tensor_profile_shape(name, 0)[2])
     inspector.execution_context = context
-    layers = [json.loads(inspector.get_layer_information(i, trt.LayerInformationFormat.JSON)) for i in range(engine.num_layers)]
-    return read_inspector(json.dumps({"Layers": layers}))
+    layers = [inspector.get_layer_information(i, trt.LayerInformationFormat.JSON) for i in range(engine.num_layers)]
+    return read_inspector('{"Layers": [' + ",".join(layers) + "]}")

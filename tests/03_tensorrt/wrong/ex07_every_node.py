@@ -90,21 +90,24 @@ def read_inspector(text):
     if not layers or not all(isinstance(layer, dict) and "LayerType" in layer for layer in layers):
         raise ValueError("the engine tells no more than names: build it with trt.ProfilingVerbosity.DETAILED")
 
-    def spoken(tensors):
-        words = tensors[0].get("Format/Datatype", "").upper() if tensors else ""
+    def spoken(words):
         for name, spellings in (("BF16", ("BF16", "BFLOAT16")), ("FP16", ("FP16", "HALF")), ("FP32", ("FP32", "FLOAT")),
                                 ("INT8", ("INT8",)), ("FP8", ("FP8",))):
-            if any(spelling in words for spelling in spellings):
+            if any(spelling in words.upper() for spelling in spellings):
                 return name
         return "unknown"                               # "N/A due to dynamic shapes", and whatever a later release may write
 
     found = []
     for layer in layers:
-        kind = layer["LayerType"].lower()
-        if "myelin" in kind:
-            found.append((layer["Name"], "unknown"))
-        elif any(word in kind for word in ("conv", "gemm", "matmul", "matrixmultiply", "correlation")):
-            found.append((layer["Name"], spoken(layer.get("Inputs", []))))
+        kind, precision = layer["LayerType"].lower(), "unknown"
+        if any(word in kind for word in ("conv", "gemm", "matmul", "matrixmultiply", "correlation")):
+            if layer.get("Inputs"):
+                precision = spoken(layer["Inputs"][0].get("Format/Datatype", ""))
+            if precision == "unknown":
+                precision = spoken(layer.get("Weights", {}).get("Type", ""))
+            found.append((layer["Name"], precision))
+        elif "myelin" in kind:
+            found.append((layer["Name"], precision))
     return found
 
 
@@ -115,7 +118,7 @@ def engine_precisions(engine):
         name = engine.get_tensor_name(i)
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in tuple(engine.get_tensor_shape(name)):
             _, best, _ = engine.get_tensor_profile_shape(name, 0)
-            context.set_input_shape(name, best)        # until every input has a shape, formats are "N/A due to dynamic shapes"
+            context.set_input_shape(name, best)
     inspector = engine.create_engine_inspector()
     inspector.execution_context = context
     return read_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
