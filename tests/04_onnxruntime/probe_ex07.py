@@ -16,7 +16,7 @@ if CUDA in ort.get_available_providers():
     ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels, where they were installed that way
 
 UNWAITED = "disable_synchronize_execution_providers"
-sessions, events, quiet = [], [], [0]   # quiet > 0: the probe itself is at work
+sessions, events, quiet = [], [], [0]   # of each session: its providers as ONNX Runtime reads them; quiet > 0: the probe itself is at work
 bound = {}                              # of each IOBinding: {("input" or "output", name): (how, address, value)}
 
 
@@ -49,9 +49,13 @@ def watch(owner, method, before):
     setattr(owner, method, watching)
 
 
-def opened(self, *args, **kwargs):
+def opened(self, path, sess_options=None, providers=None, provider_options=None, **kwargs):
     if quiet[0] == 1:
-        sessions.append(1)
+        try:
+            asked = check_and_normalize_provider_args(providers, provider_options, [CUDA, "CPUExecutionProvider"])
+        except Exception:       # the constructor is about to say so itself
+            asked = [], []
+        sessions.append([[name, dict(options)] for name, options in zip(*asked)])
 
 
 watch(InferenceSession, "__init__", opened)
@@ -177,12 +181,8 @@ def reset():
     events.clear()
 
 
-def counted_sessions():
-    return len(sessions)
-
-
 def open_watched(path, options, given, **more):
-    """open_cuda with what it warned of: (session or None, the error's class, text and bases, [(category is a RuntimeWarning, text)], sessions opened)."""
+    """open_cuda with what it warned of: (session or None, the error's class, text and bases, [(category is a RuntimeWarning, text)], providers of each session that it asked for)."""
     reset()
     open_cuda = sys.modules["submission"].open_cuda
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
@@ -191,7 +191,7 @@ def open_watched(path, options, given, **more):
             session, error = open_cuda(path, options, given, **more), None
         except Exception as problem:
             session, error = None, (type(problem).__name__, str(problem), [c.__name__ for c in type(problem).__mro__])
-    return session, error, [(issubclass(w.category, RuntimeWarning), str(w.message)) for w in caught], len(sessions)
+    return session, error, [(issubclass(w.category, RuntimeWarning), str(w.message)) for w in caught], list(sessions)
 
 
 def run_plain(session, feeds):

@@ -245,19 +245,28 @@ def opened(submission, path, options, given, **more):
     return submission._ask("probe", "open_watched", (path, options, given), more, write_call("open_cuda", (path, options), more))["ok"]
 
 
+def check_asked(asked, options, most, call):
+    """Of the sessions that were opened: how many, and whether those that ask for CUDA ask for it first, with the options, and for the CPU after it."""
+    if len(asked) > most:
+        raise Wrong("Opening takes too many sessions.", call, f"{len(asked)} sessions", f"at most {most}")
+    for providers in asked:
+        if any(name == CUDA for name, _ in providers) and providers != [[CUDA, options], [CPU, {}]]:
+            mistake = "The options are not handed on." if [name for name, _ in providers] == [CUDA, CPU] else "The session's providers are CUDA, then the CPU."
+            raise Wrong(mistake, call, providers, [[CUDA, options], [CPU, {}]])
+
+
 def test_open_cuda_refuses_the_cpu(submission, tmp_path):
     """open_cuda raises RuntimeError where there is no CUDA"""
     without_cuda(submission)
     model = mlp(tmp_path, 1)
     for options in ({}, {"use_tf32": "0"}):
         call = write_call("open_cuda", (model.path, options), {})
-        session, error, _, count = opened(submission, model.path, options, None)
+        session, error, _, asked = opened(submission, model.path, options, None)
         if error is None:
             raise Wrong("There is no CUDA here, and a session came all the same: the silent CPU.", call, (submission.probe("facts", session) or {}).get("providers"),
                         f"RuntimeError that names {CUDA}")
         judge_error(error, ("RuntimeError",), "open_cuda refuses with another exception.", [CUDA], call)
-        if count > 1:
-            raise Wrong("More than one session is opened to find out that it cannot be used.", call, f"{count} sessions", "at most 1")
+        check_asked(asked, options, 1, call)
 
 
 def test_open_cuda_falls_back(submission, tmp_path):
@@ -267,7 +276,7 @@ def test_open_cuda_falls_back(submission, tmp_path):
     for options, logid in (({}, "first"), ({"use_tf32": "0", "enable_cuda_graph": "1"}, "second")):
         given = submission.probe("settings", logid, 1)
         call = write_call("open_cuda", (model.path, options), {"settings": "SessionOptions", "fallback": True})
-        session, error, warned, count = opened(submission, model.path, options, given, fallback=True)
+        session, error, warned, asked = opened(submission, model.path, options, given, fallback=True)
         if error:
             judge_error(error, (), "A fall-back was allowed, and open_cuda raised.", [], call)
         facts = submission.probe("facts", session)
@@ -280,8 +289,7 @@ def test_open_cuda_falls_back(submission, tmp_path):
                         [text for is_ours, text in warned if is_ours] or "no RuntimeWarning", f"a RuntimeWarning that names {CUDA}")
         if (facts["logid"], facts["threads"]) != (logid, 1):
             raise Wrong("The session does not have the settings that were given.", call, {k: facts[k] for k in ("logid", "threads")}, {"logid": logid, "threads": 1})
-        if count > 2:
-            raise Wrong("Opening takes too many sessions.", call, f"{count} sessions", "at most 2")
+        check_asked(asked, options, 2, call)
         feeds = model.feeds(3)
         if np.abs(submission.probe("run_plain", session, feeds)[0] - model.compute(feeds)[0]).max() > TOLERANCE:
             raise Wrong("The session does not compute the model.", call)
@@ -506,14 +514,13 @@ def on_cuda(submission):
 
 def open_on_gpu(submission, model, options):
     call = write_call("open_cuda", (model.path, options), {})
-    session, error, _, count = opened(submission, model.path, options, None)
+    session, error, _, asked = opened(submission, model.path, options, None)
     if error:
         judge_error(error, (), "open_cuda raised, with a GPU.", [], call)
     facts = submission.probe("facts", session)
     if facts is None or facts["providers"][:1] != [CUDA]:
         raise Wrong("The session is not on CUDA.", call, facts and facts["providers"], [CUDA, CPU])
-    if count != 1:
-        raise Wrong("More than one session is opened.", call, f"{count} sessions", "1")
+    check_asked(asked, options, 1, call)
     return session, facts
 
 
