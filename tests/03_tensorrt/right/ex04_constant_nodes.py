@@ -1,7 +1,9 @@
 """Scales and zero points are Constant nodes, as torch exports them; ranges are NumPy floats of sorted values."""
+import math
+
 import numpy as np
 import onnx
-
+from onnx import TensorProto, helper, numpy_helper
 
 def calibrate(onnx_path, batches, percentile=100.0):
     """Ranges of all float32 activations over all batches: tensor name to float."""
@@ -35,11 +37,7 @@ def calibrate(onnx_path, batches, percentile=100.0):
         found[name] = np.float32(every[min(int(np.ceil(len(every) * percentile / 100)), len(every)) - 1])
     return found
 
-import math
 
-import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 
 def insert_qdq(onnx_path, quantized_path, ranges, skip=(), also=()):
