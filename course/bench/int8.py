@@ -148,7 +148,7 @@ class Conv:
             mean, spread = y.mean((0, 2, 3)), y.std((0, 2, 3))
             self.weights |= {f"w{n}": w / spread[:, None, None, None], f"b{n}": -mean / spread}
             x = np.maximum((y - mean[:, None, None]) / spread[:, None, None], 0)
-        self.weights |= {"w": rng.standard_normal((1000, 512), dtype=np.float32) * np.float32(512**-0.5), "b": 0.1 * rng.standard_normal(1000, dtype=np.float32)}
+        self.weights |= {"w": rng.standard_normal((1000, CONVOLUTIONS[-1][1]), dtype=np.float32) * np.float32(CONVOLUTIONS[-1][1] ** -0.5), "b": 0.1 * rng.standard_normal(1000, dtype=np.float32)}
 
     @staticmethod
     def images(rng, count):
@@ -179,7 +179,7 @@ class Conv:
         for a, b, stride in CONVOLUTIONS:
             size //= stride
             total += 2 * 9 * a * b * size * size
-        return batch * (total + 2 * 512 * 1000)
+        return batch * (total + 2 * CONVOLUTIONS[-1][1] * 1000)
 
 
 def convolved(x, w, stride):
