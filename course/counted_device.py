@@ -84,6 +84,7 @@ class Pinned(Memory):
     def write(self, array):
         """Copies a float32 array to the start of this memory, now."""
         array = np.asarray(array)
+        self.device._switch()
         if array.dtype != np.float32:
             raise DeviceError(f"{self.name}: write takes float32, not {array.dtype}")
         with self.device.lock:
@@ -95,6 +96,7 @@ class Pinned(Memory):
 
     def read(self, shape):
         """A copy of what the first bytes hold now, as a float32 array of this shape."""
+        self.device._switch()
         with self.device.lock:
             self.device._usable(self)
             size = _size(shape, self)
@@ -467,10 +469,10 @@ class Device:
                 self._run_until(stream, len(stream._queue) - 1)
         self._switch()
 
-    def pending(self, stream=None):
-        """How many pieces of work have not run yet: of one stream, or of all."""
+    def pending(self, kind=None):
+        """How many pieces of work have not run yet: of one kind ("kernel", "copy_in", …), or of all."""
         with self.lock:
-            return sum(len(s._queue) - s._position for s in self._streams if stream in (None, s))
+            return sum(kind in (None, step.kind) for s in self._streams for step, _ in s._queue[s._position:])
 
     # ---- books -------------------------------------------------------------------------------------------------------
 

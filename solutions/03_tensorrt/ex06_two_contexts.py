@@ -419,7 +419,7 @@ nodes, last = [helper.make_node("Sub", ["rows", "offset"], ["x"])], "x"
 for n in range(len(layers)):
     nodes += [helper.make_node("MatMul", [last, f"w{n}"], [f"p{n}"]), helper.make_node("Relu", [f"p{n}"], [f"r{n}"])]
     last = f"r{n}"
-nodes.append(helper.make_node("Softmax", [last], ["scores"], axis=-1))
+nodes[-1].output[0] = "scores"
 graph = helper.make_graph(nodes, "shared_offset", [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 512]),
                                                    helper.make_tensor_value_info("offset", TensorProto.FLOAT, [512])],
                           [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 512])],
@@ -449,8 +449,7 @@ def exact(batch, offset):
     x = batch.astype(np.float64) - offset
     for w in layers:
         x = np.maximum(x @ w.astype(np.float64), 0)
-    e = np.exp(x - x.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
+    return x
 
 
 pair, waiting, worst = EnginePair(engine_path), [], 0.0
@@ -466,7 +465,7 @@ for n in range(400):
 worst = max(worst, np.abs(pair.result(waiting[0][0]) - waiting[0][1]).max())
 pair.close()
 print(trt.__name__, trt.__version__)
-print(f"400 requests, two under way: largest difference from float64 {worst:.1e}")
+print(f"400 requests, two under way: largest difference from float64 {worst:.1e}, where numbers go up to {want.max():.1f}")
 
 # %% [markdown] tags=["answer"]
 # ## Why each step is there

@@ -86,7 +86,7 @@ def play(features, classes, max_rows, seed, steps, mood=None):
                 wants.append(program.expected(given, offset))
                 kernels.append([r.number for r in device.trace[before:] if r.kind == "kernel"])
             step["ok"] = step.get("ok") is not None or kind == "offset"
-        step["counts"], step["pending"], step["live"] = device.counts(before), device.pending(), device.live()
+        step["counts"], step["pending"], step["live"] = device.counts(before), device.pending("kernel"), device.live()
         step["lines"] = [str(r) for r in device.trace[before:]][:14]
         done.append(step)
     before = counted.ancestors(device.trace)
@@ -98,10 +98,11 @@ def play(features, classes, max_rows, seed, steps, mood=None):
     return found
 
 
-def threads(features, classes, max_rows, seed, workers=2, requests=5, mood=None):
+def threads(features, classes, max_rows, seed, workers=3, requests=4, mood=None, patience=6.0):
     """Workers that each submit and fetch, one request at a time, while another thread sets the same offset again and again.
 
-    After each call of the device the thread rests for a random moment, so that the others come in between.
+    Before and after calls of the device a thread rests, mostly a moment, now and then for long, so that the others come in between. A worker that is refused since two
+    requests are under way tries again.
     """
     device, program = counted.Device(mood, views=False), Watched(features, classes, max_rows, seed, offset=True)
     made = attempt(lambda: submitted("Pair")(device, program))
@@ -110,12 +111,25 @@ def threads(features, classes, max_rows, seed, workers=2, requests=5, mood=None)
     pair, rest, draw = made["ok"], random.Random(seed), np.random.default_rng(seed)
     offset = draw.standard_normal(features).astype(np.float32)
     pair.set_offset(offset)
-    device._yield = lambda: time.sleep(rest.random() * 4e-4)
+    device._yield = lambda: time.sleep(4e-3 if rest.random() < 0.15 else rest.random() * 3e-4)
     problems, wrong, lock = [], [], threading.Lock()
+
+    def served(batch):
+        while True:
+            try:
+                ticket = pair.submit(batch)
+            except counted.DeviceError:
+                raise
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(1e-4)
+            else:
+                return pair.result(ticket)
 
     def work(batches):
         for batch in batches:
-            done = attempt(lambda batch=batch: pair.result(pair.submit(batch)))
+            done = attempt(lambda batch=batch: served(batch))
             with lock:
                 if "error" in done:
                     problems.append(done)
@@ -135,9 +149,9 @@ def threads(features, classes, max_rows, seed, workers=2, requests=5, mood=None)
     running = [threading.Thread(target=work, daemon=True, name=f"thread {n}", args=(
         [draw.standard_normal((int(draw.integers(1, max_rows + 1)), features)).astype(np.float32) for _ in range(requests)],)) for n in range(workers)]
     running.append(threading.Thread(target=change, daemon=True, name="thread of the offset"))
+    end = time.monotonic() + patience
     for thread in running:
         thread.start()
-    end = time.monotonic() + 15
     for thread in running:
         thread.join(max(0.0, end - time.monotonic()))
     if any(thread.is_alive() for thread in running):

@@ -257,21 +257,21 @@ def small(path, seed=11, features=48, classes=6):
 
 
 def tower(path, layers=LAYERS, width=256):
-    """Many thin layers: launches, not arithmetic, are its time. Softmax at the end, so that errors stay comparable."""
+    """Many thin layers: launches, not arithmetic, are its time. Its outputs are near 1."""
     draw = np.random.default_rng(4)
     weights = [(f"w{n}", draw.normal(0, (2 / width) ** 0.5, (width, width)).astype("f4")) for n in range(layers)]
     nodes, last = [], "given:0"
     for name, _ in weights:
         nodes += [helper.make_node("MatMul", [last, name], [f"{name}_p"]), helper.make_node("Relu", [f"{name}_p"], [f"{name}_r"])]
         last = f"{name}_r"
-    save(path, [*nodes, helper.make_node("Softmax", [last], ["scores"], axis=-1)], width, width, weights)
+    nodes[-1].output[0] = "scores"
+    save(path, nodes, width, width, weights)
 
     def oracle(x):
         x = x.astype("f8")
         for _, w in weights:
             x = np.maximum(x @ w.astype("f8"), 0)
-        e = np.exp(x - x.max(axis=1, keepdims=True))
-        return e / e.sum(axis=1, keepdims=True)
+        return x
     return oracle
 
 

@@ -10,7 +10,7 @@ EXERCISE = "03_tensorrt/ex06_two_contexts"
 PROBE = "probe_ex06.py"
 LIMITS = {"call_seconds": 150.0, "memory_gib": 8.0}
 EXACT = 1e-4          # absolute, half one
-TOLERANCE = 2e-3      # absolute, half two; the grader's engine computes in float32, without TF32
+TOLERANCE = 2e-3      # absolute, half two, numbers near 1; the grader's engine computes in float32, without TF32
 gpu = pytest.mark.gpu("tensorrt", "pycuda")
 FEATURES, CLASSES, MOST = 6, 3, 8
 
@@ -264,18 +264,21 @@ def test_close(submission):
 
 @pytest.mark.parametrize("seed, mood", [(0, None), (1, None), (2, 2), (3, 3)], ids=["late", "late again", "moody", "moody again"])
 def test_threads(submission, seed, mood):
-    """Two threads submit and fetch, a third sets the offset, and each rests between any two calls"""
+    """Three threads submit and fetch, a fourth sets the offset, and each rests between any two calls"""
+    call = "three threads: result(submit(…)), four times each; a fourth: set_offset(…)"
+    if getattr(submission, "stuck", False):
+        raise Wrong("Not tried: the threads did not come to an end in an earlier check.", call=call)
     found = submission.probe("threads", FEATURES, CLASSES, MOST, seed, mood=mood)
-    call = "two threads: result(submit(…)), five times each; a third: set_offset(…)"
     if "failed" in found:
         complain(found["failed"], found["during"])
     if "stuck" in found:
-        raise Wrong("The threads wait for each other for ever.", call=call, got=f"still running after 15 s: {', '.join(found['stuck'])}")
+        submission.stuck = True
+        raise Wrong("The threads wait for each other for ever.", call=call, got=f"still running after 6 s: {', '.join(found['stuck'])}")
     if found["problems"]:
         complain(found["problems"][0], call)
     check_races(found, call)
     if found["wrong"]:
-        raise Wrong("A thread got wrong numbers: another one came in between.", call=call, got=f"{len(found['wrong'])} of 10 results are wrong", expected="all right")
+        raise Wrong("A thread got wrong numbers: another one came in between.", call=call, got=f"{len(found['wrong'])} of 12 results are wrong", expected="all right")
 
 
 # ---- half two: TensorRT -----------------------------------------------------------------------------------------------
@@ -296,7 +299,7 @@ def opened(submission, tmp_path_factory):
             for n in range(LAYERS):
                 nodes += [helper.make_node("MatMul", [last, f"w{n}"], [f"p{n}"]), helper.make_node("Relu", [f"p{n}"], [f"r{n}"])]
                 last = f"r{n}"
-            nodes.append(helper.make_node("Softmax", [last], ["scores"], axis=-1))
+            nodes[-1].output[0] = "scores"
             graph = helper.make_graph(nodes, "made_by_the_grader", [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", WIDTH]),
                                                                     helper.make_tensor_value_info("offset", TensorProto.FLOAT, [WIDTH])],
                                       [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", WIDTH])],
@@ -313,8 +316,7 @@ def opened(submission, tmp_path_factory):
                 x = batch.astype("f8") - offset
                 for w in weights:
                     x = np.maximum(x @ w.astype("f8"), 0)
-                e = np.exp(x - x.max(axis=1, keepdims=True))
-                return e / e.sum(axis=1, keepdims=True)
+                return x
             made.append((oracle, str(folder / "m.engine"), done["trace"]))
         return made[0]
     return get
