@@ -320,9 +320,12 @@ def from_log(text):
 
 
 def built_here(model):
+    if trt.__name__ != "tensorrt_rtx":
+        print("   only TensorRT for RTX writes this list")
+        return []
     log = Log()
     builder = trt.Builder(log)
-    network = builder.create_network(1 if hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH") else 0)
+    network = builder.create_network(0)
     trt.OnnxParser(network, log).parse(model.SerializeToString())
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED

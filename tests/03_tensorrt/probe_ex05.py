@@ -21,11 +21,12 @@ class Log(trt.ILogger):
 
 
 def layer_text(path):
-    """What the builder says of the engine's layers, at the end of its verbose log. None where this TensorRT does not say it there."""
+    """What the builder says of the engine's layers, at the end of its verbose log: TensorRT for RTX says it in this form. None elsewhere."""
+    if trt.__name__ != "tensorrt_rtx":
+        return None
     log = Log()
     builder = trt.Builder(log)
-    explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
-    network = builder.create_network(0 if explicit is None else 1 << int(explicit))
+    network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
     with open(path, "rb") as file:
         if not parser.parse(file.read()):
