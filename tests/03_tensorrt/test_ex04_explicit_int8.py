@@ -611,12 +611,20 @@ def build(submission, model, engine, batches=None):
     return built, call
 
 
+def wide_perceptron(path, seed):
+    return perceptron(path, seed, features=64, hidden=64, classes=16)
+
+
+def plain_convolutions(path, seed):
+    return convolutions(path, seed, channels=64, size=16, groups=1)
+
+
 def two_inputs(path, seed):
     w = np.random.default_rng(seed).normal(size=(5, 8)).astype("f4")
     return save(path, [node("MatMul", "m", ["extra", "w"], "e"), node("Add", "a", ["main", "e"], "y")], {"main": ["n", 8], "extra": ["n", 5]}, {"y": ["n", 8]}, {"w": w})
 
 
-@pytest.mark.parametrize("make, batches", [(perceptron, None), (convolutions, (2, 3, 7)), (two_inputs, (1, 1, 4))])
+@pytest.mark.parametrize("make, batches", [(wide_perceptron, None), (plain_convolutions, (2, 3, 7)), (two_inputs, (1, 1, 4))])
 def test_build(submission, tmp_path, make, batches):
     """build_engine builds the quantized model once, with one profile, readable, with its Q/DQ"""
     model = quantized(submission, make(tmp_path / "m.onnx", 15), tmp_path / "q.onnx")
@@ -643,7 +651,7 @@ def test_build_refuses(submission, tmp_path):
     graph = helper.make_graph([x], "g", [helper.make_tensor_value_info("x", 1, ["n", 4])], [helper.make_tensor_value_info("y", 1, ["n", 4])])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("nobody.knows", 1)], ir_version=8), broken)
     refused(submission, "build_engine", (str(broken), str(engine)), "an operator that the parser does not know")
-    model = quantized(submission, perceptron(tmp_path / "m.onnx", 16), tmp_path / "q.onnx")
+    model = quantized(submission, wide_perceptron(tmp_path / "m.onnx", 16), tmp_path / "q.onnx")
     submission.probe("fail_next_build")
     refused(submission, "build_engine", (model, str(engine)), "a builder that finds no engine (it returned None)", kind="RuntimeError")
     if engine.exists():
@@ -681,14 +689,6 @@ def test_gpu_digits(submission, tmp_path):
     right, before = (got.argmax(1) == labels[75:]).sum(), (exact.argmax(1) == labels[75:]).sum()
     if right < before - 3:
         raise Wrong("The INT8 engine lost more than 1 % of the held-out digits.", got=f"{right} of {len(got)} right", expected=f"{before - 3} or more")
-
-
-def wide_perceptron(path, seed):
-    return perceptron(path, seed, features=64, hidden=64, classes=16)
-
-
-def plain_convolutions(path, seed):
-    return convolutions(path, seed, channels=64, size=16, groups=1)
 
 
 @gpu
