@@ -616,7 +616,7 @@ def wide_perceptron(path, seed):
 
 
 def plain_convolutions(path, seed):
-    return convolutions(path, seed, channels=64, size=16, groups=1)
+    return convolutions(path, seed, channels=32, size=10, groups=1)
 
 
 def two_inputs(path, seed):
