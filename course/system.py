@@ -15,7 +15,7 @@ from pathlib import Path
 
 from course import ROOT
 
-PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "onnxruntime", "pycuda", "torch", "onnx", "numpy")
+PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "onnxruntime", "pycuda", "torch", "openvino", "onnx", "numpy")
 
 
 def smi(*fields):

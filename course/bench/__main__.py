@@ -17,7 +17,8 @@ from pathlib import Path
 from course import ROOT
 from course.bench import core
 
-SUITES = {"cpu": "the digits MLP on any machine", "book": "the book's own builds and pages", "micro": "a GPU's ceilings and experiments (torch)",
+SUITES = {"cpu": "the digits MLP on any machine", "cpupeers": "MLP, residual network and transformer block on the CPU: ONNX Runtime, NumPy, torch, torch.compile, OpenVINO in turns",
+          "book": "the book's own builds and pages", "micro": "a GPU's ceilings and experiments (torch)",
           "gpu": "MLP, ResNet-50 and BERT-base on an NVIDIA GPU (what this interpreter can import of tensorrt, onnxruntime, torch)",
           "int8": "INT8, FP16 and TF32 of one model on an NVIDIA GPU: speed and accuracy (TensorRT 8.6 to 10)",
           "ortcuda": "ONNX Runtime's CUDA provider, one option at a time: IOBinding, TF32, CUDA graph, NHWC",

@@ -4,14 +4,14 @@ import onnx
 import onnxruntime
 import pytest
 
-from course.bench import core, ortcuda
+from course.bench import core, nets, ortcuda
 
 CPU = {"provider": "CPUExecutionProvider", "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
 def few_and_short(monkeypatch):
-    monkeypatch.setattr(ortcuda, "INPUTS", 2)
+    monkeypatch.setattr(nets, "INPUTS", 2)
     monkeypatch.setattr(core, "WARM_UP_S", 0.01)
     monkeypatch.setattr(core, "time_calls", lambda call, wait, **_: (call(), wait(), ({"latency": ("ms", [[1.0]])}, {}))[2])
     ortcuda.prepared.cache_clear()
