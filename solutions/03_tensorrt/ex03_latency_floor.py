@@ -15,7 +15,8 @@
 # takes many times that, and no faster kernel helps. You write the loop that is left when everything is done once that
 # can be done once: memory is kept, host memory is pinned, and one request is one launch of a CUDA graph.
 #
-# Background: [launch overhead and CUDA graphs](../../book/01_foundations/questions/14_launch_overhead_and_cuda_graphs.md),
+# Background: [TensorRT in a CUDA graph](../../book/03_tensorrt/questions/21_cuda_graphs.md),
+# [launch overhead](../../book/01_foundations/questions/14_launch_overhead_and_cuda_graphs.md),
 # [what a copy costs](../../book/01_foundations/questions/16_host_device_copies.md).
 #
 # ## The contract

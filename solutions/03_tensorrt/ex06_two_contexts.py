@@ -15,7 +15,8 @@
 # wrong, and on a GPU it goes wrong rarely, silently, and never under the debugger. So you write it first for a device whose every
 # order of work can be checked, then for TensorRT.
 #
-# Background: [streams and events](../../book/01_foundations/questions/15_streams_and_events.md). The device is that of
+# Background: [streams, contexts and threads](../../book/03_tensorrt/questions/22_streams_and_contexts.md),
+# [streams and events](../../book/01_foundations/questions/15_streams_and_events.md). The device is that of
 # [the latency floor](ex03_latency_floor.ipynb), `course/counted_device.py`; here it hands out no views of pinned memory, so that the host's reads and
 # writes can be checked too: use `pinned.write(array)` and `pinned.read(shape)`.
 #

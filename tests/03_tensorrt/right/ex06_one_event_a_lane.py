@@ -92,9 +92,10 @@ class EnginePair:
         self.inputs = [cuda.mem_alloc(h.nbytes) for h in self.pinned_inputs]
         self.outputs = [cuda.mem_alloc(h.nbytes) for h in self.pinned_outputs]
         self.contexts, self.rows = [], [0, 0]
+        strategies = getattr(trt, "ExecutionContextAllocationStrategy", None)
         for n in range(2):
-            if hasattr(trt, "ExecutionContextAllocationStrategy"):
-                context = self.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            if strategies:
+                context = self.engine.create_execution_context(strategies.USER_MANAGED)
             else:
                 context = self.engine.create_execution_context_without_device_memory()
             context.device_memory = int(self.block) + n * half

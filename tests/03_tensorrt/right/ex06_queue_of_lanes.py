@@ -86,16 +86,14 @@ class EnginePair:
             engine = runtime.deserialize_cuda_engine(file.read())
         self.kept = runtime, engine
         self.low, _, self.high = (tuple(s) for s in engine.get_tensor_profile_shape("rows", 0))
-        scratch = max(getattr(engine, "device_memory_size_v2", 0) or engine.device_memory_size, 256)
+        scratch = max(next(s for s in (getattr(engine, n, None) for n in ("device_memory_size_v2", "device_memory_size")) if s is not None), 256)
+        old_way = getattr(engine, "create_execution_context_without_device_memory", None)
         self.table, self.copied = cuda.mem_alloc(4 * self.high[1]), cuda.Event()
         self.stagings = itertools.cycle([cuda.pagelocked_empty(self.high[1:], np.float32) for _ in range(2)])
         self.lanes = []
         for _ in range(2):
             lane = type("Lane", (), {})()
-            if hasattr(engine, "create_execution_context_without_device_memory"):
-                lane.context = engine.create_execution_context_without_device_memory()
-            else:
-                lane.context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            lane.context = old_way() if old_way else engine.create_execution_context(getattr(trt, "ExecutionContextAllocationStrategy").USER_MANAGED)
             lane.stream, lane.used, lane.out = cuda.Stream(), cuda.Event(), cuda.Event()
             lane.host = cuda.pagelocked_empty(self.high, np.float32), cuda.pagelocked_empty((self.high[0], tuple(engine.get_tensor_shape("scores"))[1]), np.float32)
             lane.memory = [cuda.mem_alloc(lane.host[0].nbytes), cuda.mem_alloc(lane.host[1].nbytes), cuda.mem_alloc(scratch)]
