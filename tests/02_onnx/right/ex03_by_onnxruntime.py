@@ -4,6 +4,7 @@ import math
 import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 DRAWS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 
@@ -77,7 +78,7 @@ def evaluate(node, wanted, tensors, model, max_bytes):
         values = session.run_with_ort_values(wanted, {})
         if any(v.element_type() == onnx.TensorProto.BFLOAT16 for v in values):
             import ml_dtypes
-            return [numpy_helper.from_array(onnx.reference.ReferenceEvaluator(alone).run(None, {})[0].astype(ml_dtypes.bfloat16))]
+            return [numpy_helper.from_array(ReferenceEvaluator(alone).run(None, {})[0].astype(ml_dtypes.bfloat16))]
         return [numpy_helper.from_array(v.numpy()) for v in values]
     except Exception:
         return None
