@@ -96,7 +96,7 @@ class Pinned(Memory):
 
     def read(self, shape):
         """A copy of what the first bytes hold now, as a float32 array of this shape."""
-        self.device._switch()
+        self.device._switch("read")
         with self.device.lock:
             self.device._usable(self)
             size = _size(shape, self)
@@ -129,10 +129,14 @@ class Event:
         self.device._switch()
 
     def done(self):
-        """Whether the work before the marker is done; waits for nothing."""
+        """Whether the work before the marker is done; waits for nothing. While it is not, each question lets the device do one piece of work."""
         with self.device.lock:
             self.device._not_capturing(f"asking {self.name}")
-            return self._at is None or self._at[0]._position > self._at[1]
+            done = self._at is None or self._at[0]._position > self._at[1]
+            if not done:
+                heads = self.device._heads()
+                self.device._step(self._at[0] if self._at[0] in heads else heads[0])
+            return done
 
 
 class Graph:
@@ -515,10 +519,10 @@ class Device:
         if self._capturing():
             raise DeviceError(f"{what} is not permitted while a stream is capturing")
 
-    def _switch(self):
-        """Between two calls another thread may run; a test can make sure that it does."""
+    def _switch(self, before=""):
+        """Between two calls another thread may run; a test can make sure that it does. before: the call that is about to be made, or ""."""
         if self._yield is not None:
-            self._yield()
+            self._yield(before)
 
     def _heads(self):
         """Streams whose next piece of work may run now."""

@@ -35,7 +35,8 @@
 # runs the program once.
 #
 # For a call with another number of rows than the call before it: at most 1 capture and 2 more runs, and no allocation of buffers. Over the whole
-# life: device memory for one input and one output of `max_rows`, pinned memory likewise; an instance's own scratch is not counted.
+# life: device memory for one input and one output of `max_rows`, pinned memory likewise (an instance's own scratch is not counted), and at most
+# one graph for each number of rows that was asked for.
 #
 # **Half two, on a GPU: `EngineLoop(engine_path)`**, the same with TensorRT
 #

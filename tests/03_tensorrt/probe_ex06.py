@@ -98,10 +98,10 @@ def play(features, classes, max_rows, seed, steps, mood=None):
     return found
 
 
-def threads(features, classes, max_rows, seed, workers=3, requests=4, mood=None, patience=6.0):
+def threads(features, classes, max_rows, seed, workers=3, requests=4, mood=None, patience=12.0):
     """Workers that each submit and fetch, one request at a time, while another thread sets the same offset again and again.
 
-    Before and after calls of the device a thread rests, mostly a moment, now and then for long, so that the others come in between. A worker that is refused since two
+    At calls of the device a thread now and then rests until the others have made some calls, so that they come in between. A worker that is refused since two
     requests are under way tries again.
     """
     device, program = counted.Device(mood, views=False), Watched(features, classes, max_rows, seed, offset=True)
@@ -111,7 +111,17 @@ def threads(features, classes, max_rows, seed, workers=3, requests=4, mood=None,
     pair, rest, draw = made["ok"], random.Random(seed), np.random.default_rng(seed)
     offset = draw.standard_normal(features).astype(np.float32)
     pair.set_offset(offset)
-    device._yield = lambda: time.sleep(4e-3 if rest.random() < 0.15 else rest.random() * 3e-4)
+    calls, others = [0], threading.Condition()
+
+    def rests(before):
+        with others:
+            calls[0] += 1
+            others.notify_all()
+            if rest.random() < (0.7 if before == "read" else 0.2):
+                enough = calls[0] + rest.randint(1, 60 if before == "read" else 20)
+                others.wait_for(lambda: calls[0] >= enough, timeout=0.02)      # they may all wait for a lock that this thread holds
+
+    device._yield = rests
     problems, wrong, lock = [], [], threading.Lock()
 
     def served(batch):
@@ -139,7 +149,7 @@ def threads(features, classes, max_rows, seed, workers=3, requests=4, mood=None,
                     wrong.append([len(batch), repr(got)[:200]])
 
     def change():
-        for _ in range(2 * requests):
+        for _ in range(requests):
             done = attempt(lambda: pair.set_offset(offset.copy()))
             if "error" in done:
                 with lock:

@@ -37,6 +37,19 @@ def test_runs_when_somebody_waits(ready):
     assert (counts["kernel"], counts["bytes_in"], counts["bytes_out"], counts["synchronize"], counts["setup"]) == (2, 40, 24, 1, 1)
 
 
+def test_asking_an_event_often_enough_gets_there(ready):
+    _, program, stream, instance, host_in, host_out, there, back = ready
+    host_in.write(np.ones((2, 5), np.float32))
+    put_all(stream, instance, host_in, host_out, there, back)
+    event = host_in.device.event()
+    assert event.done()
+    stream.record(event)
+    asked = 1
+    while not event.done():
+        asked += 1
+    assert asked == 6 and np.abs(host_out.read((2, 3)) - program.expected(np.ones((2, 5)))).max() < 1e-5
+
+
 def test_a_copy_reads_the_host_when_it_runs_and_not_when_it_is_called(ready):
     _, program, stream, instance, host_in, host_out, there, back = ready
     host_in.write(np.zeros((2, 5), np.float32))

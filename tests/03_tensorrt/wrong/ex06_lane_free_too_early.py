@@ -1,7 +1,7 @@
 """The lane is given back before its result is read.
 
 fails: test_threads
-says: host reads pinned memory before
+says: three threads
 """
 import threading
 
