@@ -11,6 +11,7 @@ it ran on, for as long as the cell's code is the code that was recorded.
 import argparse
 import datetime
 import json
+import os
 import re
 import subprocess
 import sys
@@ -131,8 +132,10 @@ def execute(notebook, folder, skip_gpu=True):
 
     running = [c for c in notebook.cells if not left_alone(c)]
     part = new_notebook(cells=running, metadata=notebook.metadata)
+    # The course is importable even where it is not installed, as on a GPU machine that only has a copy of the tree.
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     NotebookClient(part, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
-                   record_timing=False).execute()
+                   record_timing=False).execute(env={**os.environ, "PYTHONPATH": path})
     count = 0
     for cell in notebook.cells:
         if cell.cell_type == "code":
