@@ -72,11 +72,11 @@ import onnxruntime as ort
 from course import ROOT
 
 MODEL = ROOT / "models/digits_mlp/digits_mlp.onnx"
-options = ort.SessionOptions()
-options.intra_op_num_threads, options.inter_op_num_threads = 2, 1
-options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
-has = ort.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"]).get_session_options()
-print("asked for:", options.execution_mode.name, "with inter-op 1")
+asked = ort.SessionOptions()
+asked.intra_op_num_threads, asked.inter_op_num_threads = 2, 1
+asked.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+has = ort.InferenceSession(MODEL, asked, providers=["CPUExecutionProvider"]).get_session_options()
+print("asked for:", asked.execution_mode.name, "with inter-op 1")
 print("has:      ", has.execution_mode.name)
 
 # %% [markdown] tags=["hint"]
