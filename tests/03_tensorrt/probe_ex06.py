@@ -98,7 +98,7 @@ def play(features, classes, max_rows, seed, steps, mood=None):
     return found
 
 
-def threads(features, classes, max_rows, seed, workers=3, requests=4, mood=None, patience=12.0):
+def threads(features, classes, max_rows, seed, workers=3, requests=4, mood=None, patience=8.0):
     """Workers that each submit and fetch, one request at a time, while another thread sets the same offset again and again.
 
     At calls of the device a thread now and then rests until the others have made some calls, so that they come in between. A worker that is refused since two

@@ -273,7 +273,7 @@ def test_threads(submission, seed, mood):
         complain(found["failed"], found["during"])
     if "stuck" in found:
         submission.stuck = True
-        raise Wrong("The threads wait for each other for ever.", call=call, got=f"still running after 12 s: {', '.join(found['stuck'])}")
+        raise Wrong("The threads wait for each other for ever.", call=call, got=f"still running after 8 s: {', '.join(found['stuck'])}")
     if found["problems"]:
         complain(found["problems"][0], call)
     check_races(found, call)
