@@ -44,6 +44,7 @@
 # - `loop(batch)` as above, for the shapes of the profile; `ValueError` for others, for another dtype, and from the constructor if the file holds
 #   no engine.
 # - `loop.close()` as above.
+# - Any CUDA binding will do: pycuda with `ctypes`, as in the solution, or `cuda-python`. Import it and TensorRT inside the class, so that half one runs without.
 #
 # Counted: a call of the same shape as the call before it has no `execute_async_v3` and allocates nothing. Also counted, once in this course: time.
 # The median latency from NumPy array to NumPy array is at most **1.10** times that of the *raw replay*. That is one graph that holds the copy in, the
@@ -453,8 +454,8 @@ loop.close()
 # while the capture lasts. Another worker that allocates then gets an error. Thread-local mode prohibits them in the capturing thread alone.
 #
 # **The ratio is fine for 32 layers. For two layers it is worse. Why?** The host's Python is a fixed cost: checks, one copy in, one copy out. The raw
-# replay of a two-layer network is short, so the same microsecond is a larger share. Next steps are a C++ loop, or more work for
-# each launch.
+# replay of a two-layer network is short, so the same microsecond is a larger share. The copy into the pinned buffer also grows with the batch: 32 digits
+# are 100 kB that the CPU moves before the launch. Next steps are a C++ loop, a caller that writes into the pinned buffer itself, or more work for each launch.
 #
 # **A request came with NaN in the result of the request before. How?** Somebody returned the pinned view, or the loop reads before it waits. Both show
 # only when calls follow each other closely. The counted device shows them always: it is late on purpose.

@@ -49,6 +49,7 @@
 #   optimization profile may be shared by contexts (in 8.6 that has to be asked for at build time; the cell below does).
 # - Two contexts, two streams, `execute_async_v3`. The contexts' scratch memory is *yours*: they are made without, and you give each its own. `submit` calls nothing that
 #   waits.
+# - The CUDA binding is pycuda, or one that works beside it. Import it and TensorRT inside the class, so that half one runs without.
 # - Numbers are within 0.002 of float64, over many rounds with changing shapes and offsets. `close()` frees everything.
 #
 # Half one: numbers within 0.0001.
