@@ -1,5 +1,6 @@
 """Every exercise: the reference and other right answers pass, the stub and every wrong answer fail for their own reason."""
 import ast
+import importlib.util
 import re
 
 import pytest
@@ -45,6 +46,8 @@ def test_wrong_answers_are_rejected_for_their_own_reason(name, path):
     test, words = promise(path)
     if "_gpu_" in test and gpu_problem("tensorrt" if "tensorrt" in name else "onnxruntime"):
         pytest.skip(f"not run here: {test} needs a GPU")
+    if "_torch_" in test and not all(map(importlib.util.find_spec, ("torch", "onnxscript"))):
+        pytest.skip(f"not run here: {test} needs PyTorch (make test WITH_TORCH=1)")
     result = grade(name, path.read_text(encoding="utf-8"), only=test)  # one failed test is a failed grading; the others would only cost time
     assert not result.passed, f"{path} was accepted:\n{result}"
     messages = [t.message for t in result.failures if t.name.partition("[")[0] == test]
@@ -55,7 +58,7 @@ def test_wrong_answers_are_rejected_for_their_own_reason(name, path):
 @pytest.mark.parametrize("name", names())
 def test_there_are_enough_answers(name):
     exercise = Exercise(name)
-    on_a_cpu = [p for p in exercise.answers("wrong") if "_gpu_" not in promise(p)[0]]
+    on_a_cpu = [p for p in exercise.answers("wrong") if not re.search("_gpu_|_torch_", promise(p)[0])]
     assert len(on_a_cpu) >= 6, f"{name}: {len(on_a_cpu)} wrong answers that a CPU can reject, and at least 6 are needed"
     assert len(exercise.answers("right")) >= 2
     assert len({promise(p) for p in exercise.answers("wrong")}) >= 6, "the wrong answers are wrong for the same reasons"
