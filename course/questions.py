@@ -12,6 +12,7 @@ Pages are rebuilt when a file that they show changes; the extension reads and wr
 
 from __future__ import annotations
 
+import functools
 import json
 import posixpath
 import re
@@ -378,7 +379,7 @@ def _settle_footnotes(app: Sphinx, config: Config) -> None:
 
 def _register_reference_style() -> None:
     """``bibtex_default_style: as_written``: like plain, which would write "TensorRT" in a title as "tensorrt"."""
-    from pybtex.plugin import register_plugin
+    from pybtex import plugin
     from pybtex.style.formatting.plain import Style
     from pybtex.style.template import field, sentence
 
@@ -387,7 +388,10 @@ def _register_reference_style() -> None:
             title = field(which_field)
             return sentence[title] if as_sentence else title
 
-    register_plugin("pybtex.style.formatting", "as_written", AsWritten, force=True)
+    plugin.register_plugin("pybtex.style.formatting", "as_written", AsWritten, force=True)
+    # pybtex reads the metadata of all installed packages for each citation: a third of a cold build, and always the same answer.
+    if not hasattr(plugin._load_entry_point, "cache_info"):
+        plugin._load_entry_point = functools.cache(plugin._load_entry_point)
 
 
 def _copy_style(app: Sphinx) -> None:

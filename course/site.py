@@ -32,6 +32,7 @@ def configure(app, config):
     config.html_favicon = config.html_favicon or str(ICON)
     config.html_context.setdefault("default_mode", "auto")  # without it the theme's script logs an error on a first visit
     options = config.html_theme_options
+    options.setdefault("collapse_navbar", True)  # a page lists its own chapter's pages: else each page grows with the book
     if options.get("repository_url"):
         options.setdefault("launch_buttons", {})["colab_url"] = "https://colab.research.google.com"
         options["launch_buttons"]["notebook_interface"] = "jupyterlab"
