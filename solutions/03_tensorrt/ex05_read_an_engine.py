@@ -47,12 +47,14 @@
 # - `bytes` is what the tensor takes in memory. Where the text says that channels come in groups, dimension 1 is rounded up to
 #   whole groups: `channel % 8 == 0` means 8; `Two wide`, `Four wide`, `Sixteen wide`, `Thirty-two wide` mean 2, 4, 16, 32.
 #
-# **`nodes_in(layer, nodes)`** returns the names of the nodes that went into a layer, in the graph's order, each once.
+# **`nodes_in(layer, nodes)`** returns the names of the nodes that a layer tells to be in it, in the graph's order, each once.
 #
 # - The names stand in `"Metadata"`, each as `[ONNX Layer: NAME]`, with a control character between them or nothing. Names that are not in
 #   `nodes` are left out.
 # - A layer of type `Myelin` is a whole subgraph that another compiler took over, and may come without metadata. It then holds the nodes between its
 #   tensors: those that its outputs need, going backwards and stopping at its inputs.
+# - A layer with `"Origin": "QDQ"` is a QuantizeLinear or DequantizeLinear that runs by itself. Without metadata it holds the node that its `Name` is, or is with
+#   `_clone_` and a number at the end.
 # - Any other layer without metadata holds no node.
 #
 # **`report(layers, nodes)`** returns a dict. Layers of type `NoOp` cost nothing and count nowhere in it.
@@ -60,7 +62,7 @@
 # | key | value |
 # | --- | :-- |
 # | `"fused"` | list of lists: the nodes of each layer that holds two or more, in the order of the layers |
-# | `"vanished"` | list: nodes that are in no layer, in the order of the graph |
+# | `"untold"` | list: nodes that no layer tells, in the order of the graph |
 # | `"reads"` | dict, type to list: each node under the type of the first input of the first layer that holds it, in the order of the graph |
 # | `"inserted"` | list: the `Name` of each layer that holds no node: the builder put it there |
 # | `"inserted_bytes"` | int: what these read and write |
@@ -183,7 +185,9 @@ def nodes_in(layer, nodes):
     """The names of the graph's nodes that went into the layer, in the graph's order."""
     # <answer>
     named = set(re.findall(r"\[ONNX Layer: (.*?)\]", layer.get("Metadata", "")))
-    if not named and layer["LayerType"] == "Myelin":
+    if not named and layer.get("Origin") == "QDQ":
+        named = {re.sub(r"_clone_\d+$", "", layer["Name"])}
+    elif not named and layer["LayerType"] == "Myelin":
         makers = {output: node for node in nodes for output in node["outputs"]}
         ends, open_tensors = {t["Name"] for t in layer["Inputs"]}, [t["Name"] for t in layer["Outputs"]]
         while open_tensors:
@@ -201,9 +205,9 @@ def nodes_in(layer, nodes):
 # %%
 # graded cell 2: keep this line
 def report(layers, nodes):
-    """What the builder fused, dropped and inserted, which types the nodes read, and how much is moved."""
+    """What the builder fused, left untold and inserted, which types the nodes read, and how much is moved."""
     # <answer>
-    result = {"fused": [], "vanished": [], "reads": {}, "inserted": [], "inserted_bytes": 0, "bytes": 0, "int8_bytes": 0}
+    result = {"fused": [], "untold": [], "reads": {}, "inserted": [], "inserted_bytes": 0, "bytes": 0, "int8_bytes": 0}
     kind_of = {}
     for layer in layers:
         if layer["LayerType"] == "NoOp":
@@ -226,7 +230,7 @@ def report(layers, nodes):
         if node["name"] in kind_of:
             result["reads"].setdefault(kind_of[node["name"]], []).append(node["name"])
         else:
-            result["vanished"].append(node["name"])
+            result["untold"].append(node["name"])
     return result
     # </answer>
     # stub: raise NotImplementedError("report is not written yet")
@@ -265,7 +269,7 @@ for file in facts["files"]:
     found = report(layers, engine["nodes"])
     print(f"{name}: {len(engine['nodes'])} nodes, {len(layers)} layers, {len(found['fused'])} of them fused, {len(found['inserted'])} inserted with "
           f"{found['inserted_bytes'] / found['bytes']:.0%} of the bytes")
-    print("   read", "; ".join(f"{kind}: {len(names)} nodes" for kind, names in found["reads"].items()), "; vanished:", found["vanished"] or "none")
+    print("   read", "; ".join(f"{kind}: {len(names)}" for kind, names in found["reads"].items()), "nodes; untold:", ", ".join(found["untold"])[:100] or "none")
 
 # %% [markdown]
 # Layer by layer. `-` holds no node.
@@ -278,10 +282,26 @@ def show(layers, nodes):
         print(f"   {layer['LayerType']:20} {' + '.join(nodes_in(layer, nodes))[:80] or '-':50} {sides[0]} -> {sides[1]}")
 
 
-for name in ("residual_tf32", "residual_fp16", "channels_last_fp16", "attention_fp16"):
+for name in ("residual_fp16", "residual_int8", "residual_int8_float_skip", "channels_last_fp16", "attention_fp16"):
     engine = recorded(name)
     print(f"{name}: {engine['what']}")
     show(read_layers(engine["inspector"]), engine["nodes"])
+
+# %% [markdown]
+# In the INT8 engines batch norm and ReLU are untold. Are they gone? The layers' other fields know:
+
+# %%
+for layer in read_layers(recorded("residual_int8")["inspector"]):
+    if "Activation" in layer:
+        print(f"{layer['Name'][:76]:76} {layer['Activation']:5} residual {layer['HasResidual']}, weights {layer['Weights']['Type']}")
+
+# %% [markdown]
+# And the dynamic engine: asked through the context of a run, it tells its formats for that batch.
+
+# %%
+at_shape = recorded("residual_fp16_dynamic")["at_shape"]
+print("batch", at_shape["batch"])
+show(read_layers(at_shape["inspector"]), recorded("residual_fp16_dynamic")["nodes"])
 
 # %% [markdown]
 # ## An engine of this machine
@@ -363,13 +383,19 @@ for before, after in (("residual_tf32", "residual_fp16"), ("residual_fp16", "res
 # | --- | :-- |
 # | convolution, batch norm and ReLU in one layer | the batch norm went into the weights, the ReLU into the kernel's end; the layer's JSON says `"Activation": "RELU"` |
 # | `/conv2/Conv + /conv2/BatchNorm + /Add + /Relu` with two inputs | the residual is a second input of the convolution (`"HasResidual": 1`); the sum is never written and read again |
-# | `/Flatten` vanished | (8, 64, 1, 1) and (8, 64) are the same bytes: no layer is needed |
+# | `/Flatten` untold | (8, 64, 1, 1) and (8, 64) are the same bytes: no layer is needed |
+# | batch norm and ReLU untold in the INT8 engines | they are in the convolution all the same (`"Activation": "RELU"`). Metadata is a help, not a proof: of a fused INT8 layer 8.6.0 tells less than of a float one |
+# | an image of 3 channels in INT8 "thirty-two wide" | 32 channels are stored: the INT8 image is larger than the FP32 image it was made from |
+# | layers with `"Origin": "QDQ"` | pairs that found no kernel to go into: at the engine's input, where one tensor is read as INT8 and as float, and in front of the last product |
+# | `residual_int8` beside `residual_int8_float_skip` | the pair at the skip input changed which conversion runs, not how many: no Q follows the sum, so it is written in FP16 either way |
+# | two more pairs between batch norm and ReLU (`residual_int8_misplaced`) | 8.6.0 took them into the convolutions: no layer more; by the model's rules each is one more rounding |
+# | `Reformat` in front of `/Pool` | the INT8 kernel writes 32-wide, the pooling kernel reads another layout: the border of the INT8 region costs a pass over 1 MiB and back |
 # | a `Reformat` in front of the first convolution | the engine's input is FP32, channels first; the kernel wants channels last in groups, so 3 channels become 4 or 8 |
 # | a node that reads FP32 in an engine where FP16 was allowed | allowed is not demanded: the builder times both and keeps the faster. Until 10.16 the flag is a permission; since 11 the graph's types decide |
 # | a `Shuffle` that writes channels last | the transposition and the reformat that the next kernel needs are one pass |
 # | one `Myelin` layer for the whole attention block | another compiler took the subgraph. The inspector of 8.6.0 tells its ends and nothing of its inside: what the nodes compute in, only a profiler tells |
 # | `NoOp` | the same bytes under another name or shape; its time is 0 |
-# | the engine with names only has other reformats than its twin | two builds of the same model may differ: tactics are chosen by timing |
+# | the last product reads FP32 in `residual_fp16` and FP16 in its dynamic twin | two builds of the same graph may differ: tactics are chosen by timing |
 # | TensorRT for RTX splits or joins other groups | another compiler with other fusions; here, without a GPU, the tactic of a product is a placeholder (`__myelin_CASK_STUB`): its kernel is chosen at run time |
 #
 # ## Why each step of the code is there
@@ -378,10 +404,11 @@ for before, after in (("residual_tf32", "residual_fp16"), ("residual_fp16", "res
 # | --- | :-- |
 # | `strict=False` | 8.6.0 cannot be read at all: the separators between names are raw control characters |
 # | refuse mere names | an engine built without `DETAILED` looks like one with no types and no bytes |
-# | refuse dimensions below 0 | a product with -1 in it is a number, and wrong |
+# | refuse dimensions below 0 | a product with -1 in it is a number, and wrong. Set the inspector's `execution_context`: after a run 8.6.0 told shapes and formats |
 # | whole groups of channels | 3 channels of FP16 in groups of 8 take 2.7 times what the shape says; the reformat at the input looks cheaper than it is |
 # | names compared whole | `conv1` is found in `conv10` |
 # | metadata, not `Name` | the reformat *for* a layer counts as the layer; names leave out what was fused, and show what the parser added (`(Unnamed Layer* 11) [Shuffle]`) |
+# | the name of a `QDQ` layer | the conversions that the model asked for look as if the builder had inserted them |
 # | walking through the tensors of a `Myelin` layer | the largest part of a transformer counts as inserted by the builder |
 # | a tensor once a side | a fused softmax lists its input twice, and would seem to need two tensors |
 #

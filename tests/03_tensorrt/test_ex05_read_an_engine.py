@@ -14,7 +14,7 @@ EXERCISE = "03_tensorrt/ex05_read_an_engine"
 PROBE = "probe_ex05.py"
 LIMITS = {"call_seconds": 60.0, "memory_gib": 6.0}
 RECORDED = ROOT / "models/engine_layers"
-KEYS = ("fused", "vanished", "reads", "inserted", "inserted_bytes", "bytes", "int8_bytes")
+KEYS = ("fused", "untold", "reads", "inserted", "inserted_bytes", "bytes", "int8_bytes")
 # What TensorRT 8 to 10 writes into Format/Datatype, with NumPy's type and the size of a group of channels.
 # Source: trt-engine-explorer's list of formats (NVIDIA/TensorRT, tools/experimental/trt-engine-explorer, activations.py), and the recorded engines.
 FORMATS = {
@@ -48,7 +48,10 @@ def facts(tensor):
 
 def inside(layer, nodes):
     named = [part.partition("]")[0] for part in layer.get("Metadata", "").split("[ONNX Layer: ")[1:]]
-    if not named and layer["LayerType"] == "Myelin":
+    if not named and layer.get("Origin") == "QDQ":
+        head, mark, number = layer["Name"].rpartition("_clone_")
+        named = [head if mark and number.isdigit() else layer["Name"]]
+    elif not named and layer["LayerType"] == "Myelin":
         return between([t["Name"] for t in layer["Inputs"]], [t["Name"] for t in layer["Outputs"]], nodes)
     return [n["name"] for n in nodes if n["name"] in named]
 
@@ -73,7 +76,7 @@ def wanted_report(layers, nodes):
     for name in names:
         if first[name]:
             reads.setdefault(first[name], []).append(name)
-    return {"fused": [h for h in held if len(h) >= 2], "vanished": [n for n in names if first[n] is None], "reads": reads,
+    return {"fused": [h for h in held if len(h) >= 2], "untold": [n for n in names if first[n] is None], "reads": reads,
             "inserted": [layer["Name"] for layer, h in zip(real, held) if not h], "inserted_bytes": sum(a for a, h in zip(amounts, held) if not h),
             "bytes": sum(amounts), "int8_bytes": sum(size for both in sides for side in both for kind, size in side if kind == "INT8")}
 
@@ -200,8 +203,8 @@ def why_report(key, got, want, layers, nodes):
     noops = [layer["Name"] for layer in layers if layer["LayerType"] == "NoOp"]
     if key == "fused" and isinstance(got, list) and [sorted(plain(g)) for g in got] == [sorted(w) for w in want["fused"]]:
         return "The nodes of a layer stand in the order of the graph."
-    if key in ("vanished", "inserted") and any(layer["LayerType"] == "Myelin" for layer in layers):
-        return f"The {key} are wrong: a Myelin layer without metadata holds the nodes between its tensors."
+    if key in ("untold", "inserted") and any(layer["LayerType"] == "Myelin" for layer in layers):
+        return f"The {key} nodes or layers are wrong: a Myelin layer without metadata holds the nodes between its tensors."
     if key == "inserted" and isinstance(got, list) and set(got) & set(noops):
         return "A NoOp layer moves nothing: it counts nowhere."
     if key == "inserted" and isinstance(got, list) and set(want["inserted"]) - set(got):
@@ -213,7 +216,7 @@ def why_report(key, got, want, layers, nodes):
         if isinstance(got, (int, np.integer)) and got > want[key] and twice:
             return "More bytes than are moved: a tensor that is listed twice on one side of a layer is read once."
         return f"The number of {key} is wrong: each layer reads its inputs and writes its outputs."
-    return {"fused": "The fused groups are wrong.", "vanished": "The nodes that are in no layer are wrong.", "inserted": "The inserted layers are wrong: those that hold no node of the graph.",
+    return {"fused": "The fused groups are wrong.", "untold": "The nodes that no layer tells are wrong.", "inserted": "The inserted layers are wrong: those that hold no node of the graph.",
             "reads": "The types that the nodes read are wrong: each node once, by the first input of the first layer that holds it."}[key]
 
 
@@ -278,8 +281,12 @@ def test_read_layers_names_only(submission):
 
 
 def test_read_layers_dynamic(submission):
-    """read_layers refuses the layers of an engine with a dynamic batch, and names a tensor"""
-    refused(submission, recorded("residual_fp16_dynamic")["inspector"], "an engine with a dynamic batch", ("image",))
+    """read_layers refuses the layers of an engine with a dynamic batch, and names a tensor; it reads them where the shapes are set"""
+    engine = recorded("residual_fp16_dynamic")
+    refused(submission, engine["inspector"], "an engine with a dynamic batch", ("image",))
+    text = engine["at_shape"]["inspector"]
+    if submission.call("read_layers", text) != json.loads(text, strict=False)["Layers"]:
+        raise Wrong("read_layers returns the list 'Layers', unchanged.", "read_layers(<the same engine, asked through the context of a run>)", expected="its layers")
 
 
 @pytest.mark.parametrize("text", FORMATS)
@@ -335,6 +342,8 @@ def check_nodes(submission, layer, nodes, want, call):
     mistake, extra = "nodes_in is wrong.", set(map(str, got)) - set(want) if isinstance(got, (list, tuple)) else set()
     if isinstance(got, list) and got and isinstance(got[0], dict):
         mistake = "nodes_in returns names, not nodes."
+    elif layer.get("Origin") == "QDQ":
+        mistake = "A layer with the origin QDQ and without metadata holds the node of its name, without _clone_ and a number at the end."
     elif extra and all(name in layer["Name"] and name not in layer.get("Metadata", "") for name in extra):
         mistake = "A node is taken from the layer's Name: a reformat for the input of a node names it, and holds no node."
     elif not want and got:
@@ -346,6 +355,25 @@ def check_nodes(submission, layer, nodes, want, call):
     elif isinstance(got, list) and set(want) < set(map(str, got)):
         mistake = "A name is found inside a longer one: compare whole names."
     raise Wrong(mistake, call, got, want)
+
+
+def test_nodes_in_a_lone_conversion(submission):
+    """nodes_in knows a QuantizeLinear or DequantizeLinear that runs by itself, under its name or as a clone"""
+    names = ["x_Q", "x_DQ", "x_DQ_clone_1_copy", "relu"]
+    nodes = [{"name": n, "op_type": "QuantizeLinear", "inputs": [f"t{i}"], "outputs": [f"t{i + 1}"]} for i, n in enumerate(names)]
+    ends = {side: [{"Name": f"t{i}", "Dimensions": [1], "Format/Datatype": "Row major Int8 format"}] for i, side in enumerate(("Inputs", "Outputs"))}
+    for name, origin, metadata, want in (("x_Q", "QDQ", "", ["x_Q"]), ("x_DQ_clone_1", "QDQ", "", ["x_DQ"]), ("x_DQ_clone_12", "QDQ", "", ["x_DQ"]), ("x_DQ_clone_1_copy", "QDQ", "", ["x_DQ_clone_1_copy"]),
+                                         ("x_Q", "REFORMAT", "", []), ("x_Q", "QDQ", "[ONNX Layer: relu]", ["relu"]), ("y_Q", "QDQ", "", [])):
+        layer = {"Name": name, "LayerType": "Reformat", "Origin": origin, "Metadata": metadata, **ends}
+        got = submission.call("nodes_in", layer, nodes)
+        if plain(got) != want:
+            mistake = "A layer with the origin QDQ and without metadata holds the node of its name, without _clone_ and a number at the end."
+            if origin == "REFORMAT":
+                mistake = "A node is taken from the layer's Name: only a layer with the origin QDQ is named after its node."
+            raise Wrong(mistake, f"nodes_in({{'Name': {name!r}, 'Origin': {origin!r}, 'Metadata': {metadata!r}, …}}, {names})", got, want)
+    engine = recorded("residual_int8")
+    for layer in layers_of(engine):
+        check_nodes(submission, layer, engine["nodes"], inside(layer, engine["nodes"]), f"nodes_in(<{layer['Name'][:50]} of residual_int8>, <its nodes>)")
 
 
 def test_nodes_in_a_subgraph(submission):

@@ -47,7 +47,10 @@ def tensor_facts(tensor):
 def nodes_in(layer, nodes):
     parts = layer.get("Metadata", "").split("[ONNX Layer: ")
     named = {p[:p.index("]")] for p in parts if "]" in p}
-    if layer["LayerType"] == "Myelin" and not named:
+    if layer.get("Origin") == "QDQ" and not named:
+        head, mark, number = layer["Name"].rpartition("_clone_")
+        named.add(head if mark and number.isdigit() else layer["Name"])
+    elif layer["LayerType"] == "Myelin" and not named:
         given = {t["Name"] for t in layer["Inputs"]}
         wanted = {t["Name"] for t in layer["Outputs"]} - given
         grew = True
@@ -85,7 +88,7 @@ def report(layers, nodes):
     for n in nodes:
         if n["name"] in home:
             reads[home[n["name"]]].append(n["name"])
-    return dict(count, fused=tuple(fused), vanished=[n["name"] for n in nodes if n["name"] not in home], reads=dict(reads), inserted=inserted)
+    return dict(count, fused=tuple(fused), untold=[n["name"] for n in nodes if n["name"] not in home], reads=dict(reads), inserted=inserted)
 
 
 def difference(before, after, nodes):

@@ -44,7 +44,9 @@ def tensor_facts(tensor):
 def nodes_in(layer, nodes):
     """The names of the graph's nodes that went into the layer, in the graph's order."""
     named = set(re.findall(r"\[ONNX Layer: (.*?)\]", layer.get("Metadata", "")))
-    if not named and layer["LayerType"] == "Myelin":
+    if not named and layer.get("Origin") == "QDQ":
+        named = {re.sub(r"_clone_\d+$", "", layer["Name"])}
+    elif not named and layer["LayerType"] == "Myelin":
         makers = {output: node for node in nodes for output in node["outputs"]}
         ends, open_tensors = {t["Name"] for t in layer["Inputs"]}, [t["Name"] for t in layer["Outputs"]]
         while open_tensors:
@@ -57,8 +59,8 @@ def nodes_in(layer, nodes):
     return [node["name"] for node in nodes if node["name"] in named]
 
 def report(layers, nodes):
-    """What the builder fused, dropped and inserted, which types the nodes read, and how much is moved."""
-    result = {"fused": [], "vanished": [], "reads": {}, "inserted": [], "inserted_bytes": 0, "bytes": 0, "int8_bytes": 0}
+    """What the builder fused, left untold and inserted, which types the nodes read, and how much is moved."""
+    result = {"fused": [], "untold": [], "reads": {}, "inserted": [], "inserted_bytes": 0, "bytes": 0, "int8_bytes": 0}
     kind_of = {}
     for layer in layers:
         if layer["LayerType"] == "NoOp":
@@ -81,7 +83,7 @@ def report(layers, nodes):
         if node["name"] in kind_of:
             result["reads"].setdefault(kind_of[node["name"]], []).append(node["name"])
         else:
-            result["vanished"].append(node["name"])
+            result["untold"].append(node["name"])
     return result
 
 
