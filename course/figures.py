@@ -8,6 +8,13 @@ Rows are the ways a model was run, columns the batch sizes; a cell is the median
 A configuration without a valid run shows a dash: nothing is filled in. Under the table stands on which boards and when.
 ``:suite: cpu`` shows runs of the suite cpu.
 
+    ```{peer-table} cnn fp32
+    :systems: epyc-2core-peers
+    ```
+
+Runs of the suite cpupeers: the first row is ONNX Runtime's time, the others are ratios to it, with the least and the largest of the rounds.
+``:of: cpu`` shows the processor time in place of the time by the clock.
+
     ```{cost-table} resnet50 fp16
     :systems: h200x2-trt86, h200x2-ort131
     :price: 3.50
@@ -209,6 +216,67 @@ class BenchTable(SphinxDirective):
         return nodes.paragraph(text, text, classes=["bench-note"])
 
 
+class PeerTable(BenchTable):
+    """The peers of one run in turns: columns are batch and threads, a cell is a ratio to ONNX Runtime in the same rounds."""
+
+    option_spec: ClassVar[dict] = {"systems": directives.unchanged_required, "of": lambda argument: directives.choice(argument, ("clock", "cpu"))}
+
+    def found(self) -> dict[tuple[int, int], dict[str, Any]]:
+        root = Path(self.env.srcdir)
+        model, precision = self.arguments
+        systems = [name.strip() for name in self.options.get("systems", "").split(",") if name.strip()]
+        found = {(run["configuration"]["batch"], run["configuration"]["threads"]): run for run in valid_runs(root, f"*_cpupeers.{model}-{precision}-b*-t*") if run.get("system") in systems}
+        if not found:
+            raise runs.RunError(f"{model} {precision}: no valid run of cpupeers on {', '.join(systems)}")
+        for run in found.values():
+            self.env.note_dependency(str(runs.run_path(root, run["id"])))
+        return found
+
+    def cell(self, run: dict[str, Any], way: str) -> str:
+        cpu = self.options.get("of") == "cpu"
+        if way == "ort":
+            return f"{run['results']['ort_cpu' if cpu else 'ort_back_to_back']['p50']:.3g} ms"
+        ratio = run["results"]["cpu_ratio" if cpu else "ratio"][way]
+        return f"{ratio['p50']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+
+    def drawn(self, found: dict[tuple[int, int], dict[str, Any]]) -> list[nodes.Node]:
+        columns = sorted(found)
+        titles = found[columns[-1]]["configuration"]["ways"]
+        heads = [f"batch {batch}, {threads} thread{'s' * (threads > 1)}" for batch, threads in columns]
+        rows = [[titles[way], *(self.linked(found[column], way) for column in columns)] for way in titles]
+        table, group = nodes.table(classes=["bench-table"]), nodes.tgroup(cols=len(columns) + 1)
+        table += group
+        for width in (40, *[20] * len(columns)):
+            group += nodes.colspec(colwidth=width)
+        head, body = nodes.thead(), nodes.tbody()
+        group += [head, body]
+        corner = "processor time" if self.options.get("of") == "cpu" else "time by the clock"
+        for part, cells in ((head, [corner, *heads]), *((body, cells) for cells in rows)):
+            part += nodes.row("", *(nodes.entry("", nodes.paragraph("", "", nodes.Text(cell) if isinstance(cell, str) else cell)) for cell in cells))
+        self.set_source_info(table)
+        return [table, self.note(Path(self.env.srcdir), found)]
+
+    def linked(self, run: dict[str, Any], way: str) -> nodes.Node | str:
+        if way not in run["results"]["ratio"]:
+            return "–"
+        return questions.link_to_run(self.env, self.cell(run, way), f"runs/{run['id']}.json", run["id"], ["measured"])
+
+    def note(self, root: Path, found: dict) -> nodes.Node:
+        shown = list(found.values())
+        dates = sorted({run["date"][:10] for run in shown})
+        parts = []
+        for name in sorted({run["system"] for run in shown}):
+            self.env.note_dependency(str(runs.system_path(root, name)))
+            system = runs.load_system(root, name)
+            versions = ", ".join(f"{package} {system['packages'][package]}" for package in ("onnxruntime", "numpy", "torch", "openvino") if package in system["packages"])
+            parts.append(f"{system['cpu']}, Python {system['python']}, {versions}")
+        worst = max(run["accuracy"]["error"] for run in shown)
+        text = (f"{'; '.join(parts)}. {' to '.join(dict.fromkeys((dates[0], dates[-1])))}. First row: the median time of a batch. Below it: time over the first row's in the same round, the median of "
+                f"{' or '.join(str(n) for n in sorted({run['configuration']['rounds'] for run in shown}))} rounds, and the least and the largest. Largest error of all outputs: {worst:.1e} of their spread, "
+                f"where {shown[0]['accuracy']['tolerance']:g} is tolerated. Each number leads to its run, with the samples of every peer.")
+        return nodes.paragraph(text, text, classes=["bench-note"])
+
+
 class CostTable(BenchTable):
     option_spec: ClassVar[dict] = {**BenchTable.option_spec, "price": _price}
 
@@ -322,6 +390,7 @@ class GrowthPlot(SphinxDirective):
 
 def setup(app: Any) -> dict[str, Any]:
     app.add_directive("bench-table", BenchTable)
+    app.add_directive("peer-table", PeerTable)
     app.add_directive("cost-table", CostTable)
     app.add_directive("error-table", ErrorTable)
     app.add_directive("share-table", ShareTable)

@@ -52,7 +52,7 @@ def grow(root: Path, size: int) -> int:
         text = re.sub(r"\{footcite\}`[^`]*`|```\{footbibliography\}\s*```|```\{run\}[^`]*```", "", text)
         text = re.sub(r"\{[a-z:]+\}`([^`<|]*)[^`]*`", r"`\1`", text)
         text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-        text = re.sub(r"^```\{(raw|include|bench-table|cost-table|error-table|share-table|bench-plot|growth-plot|image|figure|roofline)\}.*?^```\n", "", text, flags=re.DOTALL | re.MULTILINE)
+        text = re.sub(r"^```\{(raw|include|bench-table|peer-table|cost-table|error-table|share-table|bench-plot|growth-plot|image|figure|roofline)\}.*?^```\n", "", text, flags=re.DOTALL | re.MULTILINE)
         text = re.sub(r"^(# .*)$", rf"\1 ({number})", text, count=1, flags=re.MULTILINE)
         chapter = root / "book" / f"grown_{number // 100:02}"
         chapter.mkdir(exist_ok=True)

@@ -349,7 +349,7 @@ for sessions, intra, callers in ((1, 1, 1), (1, 2, 1), (1, 1, 2), (2, 1, 2), (2,
 #
 # ## What it costs
 #
-# - More threads for one request cost throughput: parts are cut, and at each node the fastest waits for the slowest. In the table, 38 ms of processor time against 30. Take as many as the latency bound needs, and no more.
+# - More threads for one request cost throughput: parts are cut, and at each node the fastest waits for the slowest. In the invented table, a request on two threads takes a quarter more processor time. Take as many as the latency bound needs, and no more.
 # - One shared session with one intra-op thread is the throughput configuration: weights once, no pool, no barrier, as many requests at once as callers. Several sessions of one model repeat packed weights and pools. They pay where settings differ or a
 #   provider allows one run at a time.
 # - Spinning costs processor time between the nodes and after the run. With cores of your own it buys latency; with a quota or neighbours it is taken from somebody, most likely from your own next request.

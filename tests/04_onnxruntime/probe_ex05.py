@@ -11,6 +11,7 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession, Session
 
 made, gate = [], [None]
+patience = [4.0]    # seconds until runs that should be in flight are; after the first failure less, since it is a failure already
 ort.set_default_logger_severity(4)
 
 
@@ -27,7 +28,8 @@ class Slow:
             self.now[session] = self.now.get(session, 0) + 1
             self.most = max(self.most, self.now[session])
             if self.entered == 1:
-                self.reached = self.change.wait_for(lambda: self.done >= self.others, 4)
+                self.reached = self.change.wait_for(lambda: self.done >= self.others, patience[0])
+                patience[0] = 4.0 if self.reached else 0.5
 
     def leave(self, session):
         with self.change:
@@ -55,8 +57,10 @@ class Gate:
             self.reached |= self.total() >= self.want
             self.change.notify_all()
             if not self.open:
-                if self.change.wait_for(lambda: self.reached or self.open, 4):
+                if self.change.wait_for(lambda: self.reached or self.open, patience[0]):
                     self.change.wait_for(lambda: self.total() > self.want or self.open, 0.3)
+                else:
+                    patience[0] = 0.5
                 self.open = True
                 self.change.notify_all()
 

@@ -1,4 +1,4 @@
-"""Sets OMP_NUM_THREADS and expects every library to read it.
+"""Sets OMP_NUM_THREADS for the BLAS libraries, whose own variables win over it.
 
 fails: test_environment
 says: OpenBLAS takes another number
@@ -120,5 +120,5 @@ def serve(sessions, feeds, callers):
 
 def environment(base, threads):
     """A copy of base for a process whose OpenMP, OpenBLAS, MKL and default ONNX Runtime pools have that many threads."""
-    names = ("OMP_NUM_THREADS",)
+    names = ("OMP_NUM_THREADS", "ORT_INTRA_OP_NUM_THREADS")
     return {**base, **{name: str(threads) for name in names}}
