@@ -36,8 +36,8 @@
 #   its output, with at most a `Relu` or `Clip` between.
 # - Activations: uint8, one scale and zero point for a tensor. Its range is what `batches` say, widened so that 0 is in it:
 #     - `percentile=None`: from the smallest to the largest value over all batches.
-#     - else: all values whose magnitude does not exceed the `percentile` percent point of all magnitudes over all batches. (The tool's
-#       histogram will do: 0.1 % of the largest magnitude off is right.)
+#     - else: the same, but no end is farther from 0 than the nearest-rank percentile of all magnitudes over all batches: the smallest of them that at least
+#       `percentile` percent do not exceed. (The tool's histogram will do: 0.1 % of the largest magnitude off is right.)
 # - Weights: stored as int8 in [-64, 64], so that the sums are exact on every processor; zero points 0; one scale for each output channel, largest magnitude
 #   / 64, with the `axis` of the output channels.
 # - A bias is int32 or float. The weight of a node in `exclude` stays float32.

@@ -57,7 +57,7 @@
 # | result | when |
 # | --- | --- |
 # | `"kernel"` | ONNX Runtime has a kernel of that name: it is used, also if the file has a body |
-# | `"body"` | there is none, and the session expanded the body in the file |
+# | `"body"` | there is none, and the session expanded its body |
 # | `"nobody"` | there is no session: no kernel and no body of that name |
 #
 # `ValueError` if the graph has no such node. Whatever else keeps the session from loading is raised as it came.
