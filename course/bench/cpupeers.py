@@ -33,7 +33,7 @@ WAYS = {
     "compile": "torch.compile, frozen weights",
     "openvino": "OpenVINO, latency hint",
 }
-ROUNDS, BLOCKS = 10, 6  # of each way; a sample is the mean of the calls of one block
+ROUNDS, BLOCKS = 10, 5  # of each way; a sample is the mean of the calls of one block
 BLOCK_S, WARM_UP_S = 0.01, 1.0
 PAUSE_S = 0.05  # between two ways: idle workers of the one before spin for some milliseconds
 READY_S = 600.0

@@ -347,6 +347,8 @@ for sessions, intra, callers in ((1, 1, 1), (1, 2, 1), (1, 1, 2), (2, 1, 2), (2,
 # | `except` inside of the request | an error is the answer of that request | the first error ends the loop, and answers that exist are lost |
 # | four variables | each library reads its own | `OMP_NUM_THREADS` alone leaves ONNX Runtime's default as it was |
 #
+# Linux calls the name `thread_siblings_list` deprecated and has the same list as `core_cpus_list`. Older kernels have only the first.
+#
 # ## What it costs
 #
 # - More threads for one request cost throughput: parts are cut, and at each node the fastest waits for the slowest. In the invented table, a request on two threads takes a quarter more processor time. Take as many as the latency bound needs, and no more.

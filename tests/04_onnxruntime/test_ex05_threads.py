@@ -56,11 +56,14 @@ def ask_allowance(submission, files, processors, cores, quota, what):
     want = {"processors": sorted(processors), "cores": cores, "quota": None if quota is None else float(quota), "threads": threads}
     if not isinstance(got, dict) or set(got) != set(want):
         raise Wrong("allowance returns a dict with the keys processors, cores, quota and threads.", call, got, want)
+    numbers = [got[key] for key in ("cores", "threads")] + ([] if got["quota"] is None else [got["quota"]])
+    if not isinstance(got["processors"], (list, tuple)) or not all(isinstance(n, (int, float)) for n in numbers):
+        raise Wrong("allowance returns a list of processors, numbers, and None where nothing limits.", call, got, want)
     if list(got["processors"]) != want["processors"]:
         raise Wrong("The processors are not those of Cpus_allowed_list.", call, got["processors"], want["processors"])
     if got["cores"] != cores:
         raise Wrong("These are not the physical cores of the processors that the process may use.", call, got["cores"], cores)
-    same = got["quota"] is None if quota is None else isinstance(got["quota"], (int, float)) and abs(got["quota"] - quota) < 1e-9
+    same = got["quota"] is None if quota is None else got["quota"] is not None and abs(got["quota"] - quota) < 1e-9
     if not same:
         raise Wrong("The quota is not the smallest limit of the group and the groups above it, quota divided by period.", call, got["quota"], want["quota"])
     if got["threads"] != threads:
@@ -222,7 +225,7 @@ def ask_choice(submission, rows, threads, bound, rate, mistake):
         raise Wrong(mistake, call, got, want)
     if got["replicas"] != want["replicas"]:
         raise Wrong("That many replicas get more requests than they were measured with, or there are more than needed.", call, got, want)
-    if abs(got["cpus"] - want["cpus"]) > 1e-9 * max(1, want["cpus"]):
+    if not isinstance(got["cpus"], (int, float)) or abs(got["cpus"] - want["cpus"]) > 1e-9 * max(1, want["cpus"]):
         raise Wrong("The processor time is that of all requests of a second, whichever replica answers them.", call, got, want)
 
 
