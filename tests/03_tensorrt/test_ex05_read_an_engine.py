@@ -405,7 +405,7 @@ def test_report_of_an_engine_built_here(submission, built, seed, how):
 
 
 def test_report_counts_once(submission):
-    """report counts a tensor once that a layer lists twice, and a tensor again that another layer reads"""
+    """report counts a tensor once that a layer lists twice, and a tensor again that another layer reads; a node's first layer is its home"""
     def tensor(name, dims=(1, 3, 4, 4), text="Channel major FP16 format where channel % 8 == 0"):
         return {"Name": name, "Dimensions": list(dims), "Format/Datatype": text}
     layers = [{"Name": "Reformatting CopyNode for Input Tensor 0 to b", "LayerType": "NoOp", "Inputs": [tensor("x")], "Outputs": [tensor("x2")], "Metadata": ""},
@@ -416,6 +416,9 @@ def test_report_counts_once(submission):
     check_report(submission, layers[1:], nodes, "report(<three layers: a copy, b that reads one tensor twice, c>, <nodes gone, a, b, c>)")
     check_report(submission, layers, nodes, "report(<four layers: a NoOp, a copy, b that reads one tensor twice, c>, <nodes gone, a, b, c>)")
     check_report(submission, [], nodes, "report([], <4 nodes>)")
+    tail = {"Name": "c's end", "LayerType": "kgen", "Inputs": [tensor("z")], "Outputs": [tensor("end", text="Row major linear FP32")], "Metadata": "[ONNX Layer: c]\x1f[ONNX Layer: gone]"}
+    check_report(submission, [*layers, tail], nodes, "report(<five layers, of which two hold c>, <nodes gone, a, b, c>)")
+    check_difference(submission, [*layers, tail], [], nodes, "difference(<five layers, of which two hold c>, [], <nodes gone, a, b, c>)")
 
 
 def test_difference_of_recorded_engines(submission):
