@@ -1,12 +1,16 @@
 """The suite cpupeers: rounds in turns, ratios of the same round, and the same work for every peer."""
+import html
+import io
 import json
+import re
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace
 
-from course import figures
 from course.bench import core, cpupeers, nets
 
 
@@ -62,10 +66,36 @@ def test_the_torch_network_is_the_same(model, monkeypatch):
         cpupeers.torch_module(model, [*weights, weights[0]])
 
 
-def test_the_table_shows_the_run_s_own_numbers():
-    table = figures.PeerTable.__new__(figures.PeerTable)
-    run = {"results": {"ort_back_to_back": {"p50": 1.23456}, "ort_cpu": {"p50": 2.5}, "ratio": {"torch": {"p50": 2.0, "min": 1.5, "max": 2.25}}, "cpu_ratio": {"torch": {"p50": 1.0, "min": 1.0, "max": 1.0}}}}
-    table.options = {}
-    assert table.cell(run, "ort") == "1.23 ms" and table.cell(run, "torch") == "2.00 (1.50 to 2.25)"
-    table.options = {"of": "cpu"}
-    assert table.cell(run, "ort") == "2.5 ms" and table.cell(run, "torch") == "1.00 (1.00 to 1.00)"
+CONF = """
+extensions = ["myst_parser", "course.questions", "course.figures"]
+exclude_patterns = ["out"]
+"""
+SYSTEM = {"id": "box", "gpu": None, "driver": None, "cuda": None, "cpu": "A CPU, 2 cores", "python": "3.11", "packages": {"onnxruntime": "1", "torch": "2", "onnx": "3"}}
+
+
+def test_the_table_shows_the_numbers_of_valid_runs(tmp_path):
+    def put(day, threads, time, status="ok"):
+        run = {"id": f"{day}_box_cpupeers.net-fp32-b1-t{threads}", "system": "box", "date": f"{day}T10:00:00Z", "status": status, "accuracy": {"error": 1e-6, "tolerance": 1e-3},
+               "configuration": {"batch": 1, "threads": threads, "rounds": 10, "ways": {"ort": "the engine", "torch": "the peer"}},
+               "results": {"ort_back_to_back": {"p50": time}, "ort_cpu": {"p50": 2 * time}, "ratio": {"ort": {"p50": 1.0, "min": 1.0, "max": 1.0}, "torch": {"p50": 2.0, "min": 1.5, "max": 2.25}},
+                           "cpu_ratio": {"ort": {"p50": 1.0, "min": 1.0, "max": 1.0}, "torch": {"p50": 3.0, "min": 2.9, "max": 3.1}}}}
+        (tmp_path / "measurements/runs" / f"{run['id']}.json").write_text(json.dumps(run))
+
+    for name in ("runs", "systems"):
+        (tmp_path / "measurements" / name).mkdir(parents=True)
+    (tmp_path / "measurements/systems/box.json").write_text(json.dumps(SYSTEM))
+    put("2026-01-01", 1, 7.0)
+    put("2026-01-02", 1, 1.23456)
+    put("2026-01-03", 1, 9.0, status="INVALID")
+    put("2026-01-02", 2, 0.8)
+    (tmp_path / "conf.py").write_text(CONF)
+    tables = "\n\n".join(f"```{{peer-table}} {model} fp32\n:systems: box{more}\n```" for model, more in (("net", ""), ("net", "\n:of: cpu"), ("other", "")))
+    (tmp_path / "index.md").write_text(f"# Book\n\n{tables}\n")
+    warning = io.StringIO()
+    with docutils_namespace():
+        Sphinx(tmp_path, tmp_path, tmp_path / "out", tmp_path / "out/doctrees", "html", status=None, warning=warning).build()
+    shown = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", (tmp_path / "out/index.html").read_text())))
+    assert "time by the clock batch 1, 1 thread batch 1, 2 threads the engine 1.23 ms 0.8 ms the peer 2.00 (1.50 to 2.25) 2.00 (1.50 to 2.25)" in shown
+    assert "processor time batch 1, 1 thread batch 1, 2 threads the engine 2.47 ms 1.6 ms the peer 3.00 (2.90 to 3.10) 3.00 (2.90 to 3.10)" in shown
+    assert "A CPU, 2 cores, Python 3.11, onnxruntime 1, torch 2. 2026-01-02." in shown and "1.0e-06 of their spread" in shown
+    assert warning.getvalue().count("WARNING") == 1 and "other fp32: no valid run of cpupeers on box" in warning.getvalue()
