@@ -367,8 +367,9 @@ for sessions, intra, callers in ((1, 1, 1), (1, 2, 1), (1, 1, 2), (2, 1, 2), (2,
 #
 # **Do the two processors of a core never help?** For two *different* requests that wait for memory they may, by some percent. For parts of one matrix product they rarely do: both need the same units. It is one more row in the table, measured on that machine.
 #
-# **The same process runs PyTorch for the pre-processing. What now?** Its OpenMP threads and ONNX Runtime's workers want the same cores, and each of them may spin while the other works. PyTorch operations right after a run have been reported many times slower for that reason, with the advice to reduce the threads of both
-# (issue 13808 of microsoft/onnxruntime). Give each a part of the cores, or one of them a single thread: `environment`, or `torch.set_num_threads` before the first operation. The variables are read when a library is loaded; setting `os.environ` after the import changes nothing.
+# **The same process runs PyTorch for the pre-processing. What now?** Its OpenMP threads and ONNX Runtime's workers want the same cores, and each of them may spin while the other works. PyTorch operations right after a run have been reported many times slower; the answer was
+# that more threads than cores cost that, and to try other numbers for both (issue 13808 of microsoft/onnxruntime). Give each a part of the cores, or one of them a single thread: `environment`, or `torch.set_num_threads` before the first operation. OpenBLAS has read its variable when
+# NumPy was imported, so `os.environ` comes too late for it. ONNX Runtime 1.31.1 reads its own at every creation of a session: there, a change in `os.environ` reaches the next session, and whoever opens it.
 #
 # **When do affinities pay?** When two pools on one machine must not meet, or on two sockets: workers of one session stay on one memory node. The calling thread is not among the lists: it is yours, and keeps the mask that you give it.
 #

@@ -534,4 +534,4 @@ def test_environment_changes_nothing(submission):
     changed = ask(submission, "environment_changes", {"HOME": "/x", "OMP_NUM_THREADS": "8"}, 2, call="environment")
     check_error(changed["error"], "environment(base, 2)")
     if changed["changed"]:
-        raise Wrong(f"{changed['changed']} is changed: threads of the running process have started, and its variables are read no more.", "environment(base, 2)", "changed", "a copy")
+        raise Wrong(f"{changed['changed']} is changed: this is for another process, and the running one has its pools already.", "environment(base, 2)", "changed", "a copy")

@@ -1,4 +1,4 @@
-"""Sets the variables of the running process, whose libraries have read them.
+"""Sets the variables of the running process too, where NumPy's pool has started already.
 
 fails: test_environment_changes_nothing
 says: os.environ is changed
