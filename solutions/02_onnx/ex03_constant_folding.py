@@ -298,7 +298,7 @@ print("evaluator:   ", ReferenceEvaluator(old).run(None, {"x": four})[0].ravel()
 #
 # **ONNX Runtime folds when it loads. Why do it in the file?** For other readers, for a load that does not repeat the work, and to see before deployment what
 # is left. Engines also fold less than they could where a size is unknown to them. If ONNX Runtime is your only reader, let it write its optimized model once,
-# by `optimized_model_filepath`, and mind that such a file is meant for that release and kind of machine.
+# by `optimized_model_filepath`, with the options and on the kind of machine that will run it.
 #
 # **Is a result that is as large as its input always free?** No. If another node still reads the weight, the transposed copy is added to it. The optimizer of
 # onnxscript counts only inputs that go away with the node (microsoft/onnxscript, pull request 2025). With many such weights, do that.
@@ -307,7 +307,7 @@ print("evaluator:   ", ReferenceEvaluator(old).run(None, {"x": four})[0].ravel()
 # and fold `Shape` where every dimension asked for is a number. This is what makes the shape arithmetic of an exported model fall away after its batch is fixed.
 #
 # **May you fold a `DequantizeLinear` of a stored INT8 weight?** The contract says: only if it fits the limit, and there it is still a mistake. You get an FP32 weight, four times as large, and
-# the engine no longer sees that the layer is quantized. Optimizers keep a list of operators that are never folded; Q and DQ belong on it.
+# the engine no longer sees that the layer is quantized. A pass for quantized models needs a list of operators that it never folds; Q and DQ stand first on it.
 #
 # **Two equal constants, or two equal nodes?** That is common subexpression elimination: hash operator, attributes and inputs, and keep one. The same guards hold: two `RandomNormal` are not one.
 #

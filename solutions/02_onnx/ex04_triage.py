@@ -40,7 +40,7 @@
 # Names of nodes are unique. For `"version"` the operators are `ReduceSum`, `Squeeze`, `Unsqueeze`, `Split` and `Clip`.
 #
 # **What is not a fault**, and is in these models: a float64 constant in a part that computes in float64; a constant of shape (W,) that is meant for the last axis; a `Reshape` of a constant, or of a maximum over
-# the whole batch, to (1, C, 1, 1); attributes that the operator still has, as the `axes` of `ReduceMean` before opset 18.
+# the whole batch, to (1, C, 1, 1) or (C, 1, 1), where C may be the number of rows of the example; attributes that the operator still has, as the `axes` of `ReduceMean` before opset 18.
 
 # %%
 import numpy as np

@@ -195,6 +195,14 @@ def nested():
     return Case(model, "h y", 16, feeds, hints={"h": "An If inside a branch reads it: subgraphs nest."})
 
 
+def loop():
+    model = graph(f"""g ({X}) => (float[n, 4] y) <float[4] a = {{1, 2, 3, 4}}, int64 trips = {{3}}, bool on = {{1}}, float half = {{0.5}}> {{
+        c = Mul (a, half)  h = Tanh (x)
+        y = Loop (trips, on, x) <body = b (int64 i, bool keep, float[n, 4] v) => (bool more, float[n, 4] w) {{
+            more = Identity (keep)  s = Add (v, c)  t = Sub (s, h)  w = Mul (t, half) }}> }}""")
+    return Case(model, "h y", 16 + 8 + 1 + 4, hints=dict.fromkeys("hc", "The body of the Loop reads it: names inside any subgraph are uses."))
+
+
 def constant_condition():
     model = graph(f"""g ({X}) => (float[4] y) <float[4] a = {{1, 2, 3, 4}}, bool on = {{1}}, int64 three = {{3}}> {{
         off = Not (on)  b = Neg (a)
@@ -251,7 +259,7 @@ HAND = {"a chain": chain, "shape arithmetic": shape_arithmetic, "an old opset": 
         "random operators": random_nodes, "Dropout": dropout, "limit 1024": lambda: limits(1024), "limit 100": lambda: limits(100), "limit 127": lambda: limits(127),
         "limit 128": lambda: limits(128), "limit 100000": lambda: limits(100_000), "4 GiB from 16 bytes": huge, "large weights": large_weights, "types": types,
         "BF16": bfloat16_left, "the interface": interface, "nothing left to compute": nothing_left, "one output of several": one_of_many, "inputs left out": optional_inputs,
-        "branches": branches, "nested branches": nested, "a constant condition": constant_condition, "sequences": sequences, "another domain": foreign,
+        "branches": branches, "nested branches": nested, "a loop": loop, "a constant condition": constant_condition, "sequences": sequences, "another domain": foreign,
         "what the evaluator lacks": not_computed, "the shape of an input": shape_of_input, "dead nodes": dead_things, "names and texts": header}
 
 
@@ -488,7 +496,7 @@ def check_value_info(model, call):
         raise Wrong("value_info still speaks of tensors that are gone.", call, ", ".join(stale), "entries for tensors of the graph alone")
 
 
-REMOVED = {"dead nodes": ("d1 d2 d3 l noise", "only_dead never b"), "branches": ("dead", "unread"), "nested branches": ("", ""), "one output of several": ("x3 deadh dead c d", "one"),
+REMOVED = {"dead nodes": ("d1 d2 d3 l noise", "only_dead never b"), "branches": ("dead", "unread"), "nested branches": ("", ""), "a loop": ("", ""), "one output of several": ("x3 deadh dead c d", "one"),
            "the interface": ("", ""), "an input with a default": ("", ""), "a chain": ("", ""), "random operators": ("", ""), "a constant condition": ("", "three"),
            "sequences": ("", ""), "another domain": ("", ""), "nothing left to compute": ("dead", ""), "names and texts": ("", ""), "kinds of Constant": ("", "")}
 

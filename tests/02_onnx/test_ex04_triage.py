@@ -33,11 +33,13 @@ class Net:
         self.nodes, self.weights, self.constants, self.steps, self.movable, self.used = [], [], {}, [], [], set()
         self.batch, self.opset = str(rng.choice(["batch", "N", "n", "rows"])), int(rng.integers(14, 18))
         channels, height, width = (int(v) for v in rng.permutation([3, 4, 5, 6, 7])[:3])
-        inner = width if square else int(rng.choice([v for v in (2, 3, 4, 5, 6, 8) if v != width]))
-        self.rows = int(rng.integers(2, 4))
+        inner = width if square else int(rng.choice([v for v in (2, 3, 2, 3, 4, 5, 6, 8) if v != width]))
+        self.rows = inner if inner < 4 else int(rng.integers(2, 4))       # a number that is the example's batch need not mean the batch
         self.input, self.input_shape = self.name("in"), (channels, height, width)
 
         h = self.op("Conv", [self.input, self.const(self.draw(inner, channels, 1, 1))], lambda x, w: np.einsum("nchw,kc->nkhw", x, w[:, :, 0, 0]).astype("f4"))
+        if rng.random() < 0.5:
+            h = self.op("Add", [h, self.const(self.draw(width, scale=0.3))], np.add)      # meant for the last axis
         self.bias = self.const(self.draw(inner, 1, 1, scale=2.0))
         h = self.op("Relu", [self.op("Add", [h, self.bias], np.add)], lambda a: np.maximum(a, 0))
         for extra in rng.permutation(["double", "last", "reshaped", "statistic", "if"]):
@@ -112,14 +114,17 @@ class Net:
     def extra_last(self, h, channels, width):         # a constant that belongs to the last axis
         return self.op("Mul", [h, self.const(1 + self.draw(width, scale=0.2))], np.multiply)
 
+    def target_of_channels(self, channels):
+        return self.const(np.array([[1, channels, 1, 1], [channels, 1, 1]][int(self.rng.integers(2))], np.int64))
+
     def extra_reshaped(self, h, channels, width):     # a Reshape to a leading number, of a constant
-        inputs = [self.const(1 + self.draw(channels, scale=0.2)), self.const(np.array([1, channels, 1, 1], np.int64))]
+        inputs = [self.const(1 + self.draw(channels, scale=0.2)), self.target_of_channels(channels)]
         scale = self.op("Reshape", inputs, lambda a, t: a.reshape(t))
         return self.op("Mul", [h, scale], np.multiply)
 
-    def extra_statistic(self, h, channels, width):    # a Reshape to a leading 1 of what has no batch
+    def extra_statistic(self, h, channels, width):    # the same, of what has no batch any more
         most = self.op("ReduceMax", [h], lambda a: a.max((0, 2, 3)), axes=[0, 2, 3], keepdims=0)
-        most = self.op("Reshape", [most, self.const(np.array([1, channels, 1, 1], np.int64))], lambda a, t: a.reshape(t))
+        most = self.op("Reshape", [most, self.target_of_channels(channels)], lambda a, t: a.reshape(t))
         return self.op("Sub", [h, self.op("Mul", [most, self.const(np.full(1, 0.25, "f4"))], np.multiply)], np.subtract)
 
     def extra_if(self, h, channels, width):

@@ -1,7 +1,7 @@
-"""Takes the first constant of one dimension for the bias.
+"""Takes a constant of one dimension behind the Conv for the bias.
 
 fails: test_diagnose
-says: and it is somewhere else
+says: The fault is 'broadcast', and it is somewhere else
 """
 import numpy as np
 import onnx
@@ -36,7 +36,7 @@ def diagnose(model, feed, expected):
     # What is left shows in values. Each candidate is repaired in a copy; the one that takes the symptom away is the fault.
     if not right(model, feed, expected):
         for name, tensor in constants(graph).items():
-            if len(tensor.dims) == 1 and tensor.data_type == 1:
+            if len(tensor.dims) == 1 and any(node.op_type == "Add" and name in node.input and before.op_type == "Conv" and before.output[0] in node.input for node in graph.node for before in graph.node):
                 return "broadcast", name
     more, meant = ({key: np.repeat(array, 2, axis=0) for key, array in arrays.items()} for arrays in (feed, expected))
     if not right(model, more, meant):
