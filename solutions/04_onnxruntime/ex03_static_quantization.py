@@ -63,8 +63,12 @@
 # have. Rows are seeded images of 3 × 8 × 8; what counts is which answers change, so no labels are needed.
 
 # %%
+import logging
 import tempfile
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -94,14 +98,16 @@ def network(path, seed=0, norm=False, offset=0.0, shift=0.0, dead=False, c=16, c
     stem_bias = draw.normal(0, 0.1, c)
     if dead:                                                                         # channel 3 is always 0, and its weights are huge
         stem_bias[3], mid[:, 3] = -30, draw.choice([-100, 100], (c, 3, 3))
-    w = {"stem.w": conv(c, 3) * quiet[:, None, None, None], "stem.b": stem_bias * quiet, "norm.s": draw.uniform(0.8, 1.2, c) / quiet, "norm.b": draw.normal(0, 0.1, c),
-         "norm.m": draw.normal(0, 0.1, c) * quiet, "norm.v": draw.uniform(0.8, 1.2, c), "mid.w": mid, "mid.b": shift + draw.normal(0, 0.1, c),
-         "shift": np.full((c, 1, 1), shift), "deep.w": conv(c, 1), "deep.b": draw.normal(0, 0.1, c), "head.w": draw.normal(0, 1, (classes, c)), "head.b": offset + draw.normal(0, 0.1, classes)}
+    w = {"stem.w": conv(c, 3) * quiet[:, None, None, None], "stem.b": stem_bias * quiet,
+         "norm.s": draw.uniform(0.8, 1.2, c) / quiet, "norm.b": draw.normal(0, 0.1, c), "norm.m": draw.normal(0, 0.1, c) * quiet, "norm.v": draw.uniform(0.8, 1.2, c),
+         "mid.w": mid, "mid.b": shift + draw.normal(0, 0.1, c), "shift": np.full((c, 1, 1), shift), "deep.w": conv(c, 1), "deep.b": draw.normal(0, 0.1, c),
+         "head.w": draw.normal(0, 1, (classes, c)), "head.b": offset + draw.normal(0, 0.1, classes)}
     nodes = [("Conv", "stem", "x stem.w stem.b", "s", dict(pads=[1] * 4)), ("BatchNormalization", "norm", "s norm.s norm.b norm.m norm.v", "n", {}),
              ("Relu", "relu1", "n" if norm else "s", "r1", {}), ("Conv", "mid", "r1 mid.w mid.b", "m", dict(pads=[1] * 4)), ("Sub", "unshift", "m shift", "u", {}),
              ("Relu", "relu2", "u" if shift else "m", "r2", {}), ("Conv", "deep", "r2 deep.w deep.b", "d", dict(pads=[1] * 4, group=c)), ("Add", "join", "d r1", "sum", {}),
              ("GlobalAveragePool", "pool", "sum", "p", {}), ("Flatten", "flat", "p", "f", {}), ("Gemm", "head", "f head.w head.b", "scores", dict(transB=1))]
-    nodes = [helper.make_node(kind, i.split(), [o], name, **more) for kind, name, i, o, more in nodes if name not in {"norm": norm, "unshift": shift} or {"norm": norm, "unshift": shift}[name]]
+    left_out = {name for name, wanted in (("norm", norm), ("unshift", shift)) if not wanted}
+    nodes = [helper.make_node(kind, i.split(), [o], name, **more) for kind, name, i, o, more in nodes if name not in left_out]
     used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", 1, ["batch", 3, 8, 8])], [helper.make_tensor_value_info("scores", 1, ["batch", classes])],
                               [numpy_helper.from_array(v.astype(np.float32), k) for k, v in w.items() if k in used])
@@ -247,8 +253,9 @@ def score(what, reference, path):
 def tool(source, batches, **options):
     """quantize_static with the settings of the contract, unless others are given."""
     settings = dict(per_channel=True, reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8) | options
-    with contextlib.redirect_stdout(io.StringIO()):
-        quantize_static(source, folder / "try.onnx", Rows([{"x": row[None]} for row in batches]), **settings)
+    rows = iter([{"x": row[None]} for row in batches])
+    with redirect_stdout(StringIO()):
+        quantize_static(source, folder / "try.onnx", SimpleNamespace(get_next=lambda: next(rows, None)), **settings)      # all that the tool asks of a reader
     return folder / "try.onnx"
 
 
@@ -257,8 +264,6 @@ score("as in the contract", plain, folder / "q.onnx")
 score("one scale for a weight", plain, tool(plain, calibration, per_channel=False))
 quantize(normed, folder / "q.onnx", [{"x": calibration}])
 score("channels 100 times apart, norm folded", normed, folder / "q.onnx")
-import logging
-
 logging.disable(logging.WARNING)              # the tool asks for pre-processing here, and is right
 score("channels 100 times apart, not prepared", normed, tool(folder / "normed.onnx", calibration))
 logging.disable(logging.NOTSET)
