@@ -755,6 +755,15 @@ def no_exclamations(tree: Tree) -> Iterator[str]:
 
 
 @rule
+def cells_hold_no_pipe(tree: Tree) -> Iterator[str]:
+    """A cell of a pipe table ends at the next pipe, inside a role too."""
+    for path in tree.book:
+        for n, line in enumerate(tree.prose[path], 1):
+            if line.startswith("|") and (found := re.search(r"\{measured\}`[^`|]*\|[^`]*`", line)):
+                yield f"{tree.name(path)}:{n}: {found[0]} has a pipe, where the table's cell would end; write a {{list-table}}"
+
+
+@rule
 def drawings_fit_both_themes(tree: Tree) -> Iterator[str]:
     """A drawing takes its colours from the page, describes itself, and asks no other host for anything."""
     for path in sorted((tree.root / "book").rglob("*.svg")):

@@ -327,6 +327,7 @@ VIOLATIONS: list[tuple[str, Break, str, str]] = [
     ("no_placeholders_or_machine_paths", run_with(command="python /work/x.py"), "2026-11-22_box_one.json", "relative"),
     ("no_placeholders_or_machine_paths", add("quizzes/03_trt.yml", "# FIXME\n"), "quizzes/03_trt.yml:3", "finish it"),
     ("no_exclamations", prose("It works!"), "book/03_trt/index.md:9", "full stop"),
+    ("cells_hold_no_pipe", prose("| a | {measured}`2026-11-22_box_one:results.p50|.1f` |"), "book/03_trt/index.md:9", "list-table"),
     ("drawings_fit_both_themes", change("book/03_trt/questions/plan.svg", "currentColor", "black"), "plan.svg", "draw with it"),
     ("drawings_fit_both_themes", change("book/03_trt/questions/plan.svg", "<desc>d</desc>", ""), "plan.svg", "say what it shows"),
     ("drawings_fit_both_themes", change("book/03_trt/questions/plan.svg", "<path", '<image href="https://n.com/x"/><path'), "plan.svg", "another host"),
