@@ -278,10 +278,10 @@ for percentile in (None, 99.999, 99.9, 99.5, 95):
 # %%
 def ranges(path):
     """(smallest, largest) value that each activation's uint8 can hold, by the tensor's name."""
-    graph = onnx.load(path).graph
-    stored = {tensor.name: numpy_helper.to_array(tensor).astype(float) for tensor in graph.initializer}
+    made = onnx.load(path).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor).astype(float) for tensor in made.initializer}
     return {node.input[0]: tuple(float(stored[node.input[1]] * (end - stored[node.input[2]])) for end in (0, 255))
-            for node in graph.node if node.op_type == "QuantizeLinear"}
+            for node in made.node if node.op_type == "QuantizeLinear"}
 
 
 infinite = calibration.copy()
@@ -358,12 +358,12 @@ quantize(prepared, folder / "without_mid.onnx", [{"x": calibration}], exclude=["
 weights = {t.name: t.data_type for t in onnx.load(folder / "without_mid.onnx").graph.initializer}
 print("type of mid's weight in the file:", onnx.TensorProto.DataType.Name(weights["mid.w"]))
 for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"):
-    options = ort.SessionOptions()
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-    print(f"{level:16} answers changed {changed(folder / 'without_mid.onnx', prepared, test, sess_options=options):6.1%}")
-options = ort.SessionOptions()
-options.graph_optimization_level, options.optimized_model_filepath = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC, str(folder / "seen.onnx")
-ort.InferenceSession(folder / "without_mid.onnx", options, providers=CPU)
+    chosen = ort.SessionOptions()
+    chosen.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    print(f"{level:16} answers changed {changed(folder / 'without_mid.onnx', prepared, test, sess_options=chosen):6.1%}")
+chosen = ort.SessionOptions()
+chosen.graph_optimization_level, chosen.optimized_model_filepath = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC, str(folder / "seen.onnx")
+ort.InferenceSession(folder / "without_mid.onnx", chosen, providers=CPU)
 again = [t for t in onnx.load(folder / "seen.onnx").graph.initializer if t.name.startswith("mid_weight")]
 print("in the session:", {t.name: (onnx.TensorProto.DataType.Name(t.data_type), list(t.dims)) for t in again})
 print(f"without that optimizer answers changed {changed(folder / 'without_mid.onnx', prepared, test, disabled_optimizers=['WeightBiasQuantization']):6.1%}")

@@ -92,8 +92,8 @@ block = model(BLOCK, "block.onnx")
 onnx.checker.check_model(onnx.load(block), full_check=True)
 try:
     ort.InferenceSession(block, providers=["CPUExecutionProvider"])
-except Exception as error:
-    print(type(error).__name__, "|", str(error).split("Fatal error: ")[-1])
+except Exception as problem:
+    print(type(problem).__name__, "|", str(problem).split("Fatal problem: ")[-1])
 
 # %% [markdown]
 # The checker has nothing against the file: it does not look into foreign domains.
@@ -280,8 +280,8 @@ opinions = {"ONNX Runtime": lambda: ort.InferenceSession(relies.SerializeToStrin
 for name, ask in opinions.items():
     try:
         print(f"{name:23} {ask()}")
-    except Exception as error:
-        print(f"{name:23} {type(error).__name__}")
+    except Exception as problem:
+        print(f"{name:23} {type(problem).__name__}")
 
 # %% [markdown]
 # ## Who runs it?
