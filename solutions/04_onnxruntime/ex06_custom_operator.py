@@ -93,7 +93,7 @@ onnx.checker.check_model(onnx.load(block), full_check=True)
 try:
     ort.InferenceSession(block, providers=["CPUExecutionProvider"])
 except Exception as problem:
-    print(type(problem).__name__, "|", str(problem).split("Fatal problem: ")[-1])
+    print(type(problem).__name__, "|", str(problem).split("Fatal error: ")[-1])
 
 # %% [markdown]
 # The checker has nothing against the file: it does not look into foreign domains.
