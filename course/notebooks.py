@@ -60,7 +60,7 @@ def solution_sources(exercise: Exercise):
         if "gpu" in tags:
             made.metadata["tags"] = sorted({*made.metadata["tags"], "nbval-skip"})
             if not told:
-                cells.append(new_markdown_cell(provenance(recorded)))
+                cells.append(new_markdown_cell(provenance(recorded, graded(exercise))))
                 told = True
             if recorded:
                 run = recorded["outputs"].get(code_digest(text))
@@ -111,16 +111,32 @@ def recording(exercise: Exercise):
     return max(recorded, key=lambda r: r["date"], default=None)
 
 
-def provenance(run):
-    """A text cell that says on what the following cells ran."""
+def graded(exercise: Exercise):
+    """The newest run of the exercise's grader on a GPU machine in which nothing failed, or None."""
+    tests = exercise.grader.relative_to(ROOT).as_posix()
+    found = [runs.load_run(ROOT, p.stem) for p in ROOT.glob("measurements/runs/*grader.json")]
+    found = [r for r in found if r["configuration"].get("tests") == tests and r["status"] == "ok" and r["results"].get("failed") == 0]
+    return max(found, key=lambda r: r["date"], default=None)
+
+
+def provenance(run, graded=None):
+    """A text cell that says on what the following cells ran; where they did not, on what the grader did."""
     if run is None:
-        return ("> **Not run yet.** The cells below need a GPU, and no run of them has been recorded. Their outputs are missing, "
+        text = ("> **No outputs recorded.** The cells below need a GPU, and no run of them has been recorded. Their outputs are missing, "
                 "not forgotten.")
+        if graded:
+            text += (f" The graded code of this page passed its grader on {machine(graded)}, by\n> `{graded['command']}`\n> "
+                     f"(run `{graded['id']}`: {graded['results']['passed']} passed, {graded['results'].get('skipped', 0)} skipped).")
+        return text
+    return (f"> **Recorded, not run here.** The outputs of the cells below that need a GPU were made on {machine(run)}, by\n> `{run['command']}`\n> "
+            f"(run `{run['id']}`). On a machine without a GPU they are skipped.")
+
+
+def machine(run):
     system = runs.load_system(ROOT, run["system"])
     packages = ", ".join(f"{name} {version}" for name, version in system["packages"].items())
-    return (f"> **Recorded, not run here.** The outputs of the cells below that need a GPU were made on {run['date'][:10]} on one {system['gpu']} "
-            f"(driver {system['driver']}, CUDA {system['cuda']}) with {packages}, Python {system['python']}, by\n> `{run['command']}`\n> "
-            f"(run `{run['id']}`). On a machine without a GPU they are skipped.")
+    return (f"{run['date'][:10]} on one {system['gpu']} (driver {system['driver']}, CUDA {system['cuda']}) with {packages}, "
+            f"Python {system['python']}")
 
 
 def execute(notebook, folder, skip_gpu=True):

@@ -363,6 +363,10 @@ for label, one in [("one box", boxed), ("two profiles", detector)]:
     size = getattr(one.engine, "device_memory_size_v2", None) or getattr(one.engine, "device_memory_size")
     print(f"{label}: {size / 2**20:.1f} MiB")
 
+# %% [markdown] tags=["answer"]
+# Two profiles need a quarter of the one box's memory. The box has to hold 32 images of 640 by 640, which nobody asks for. The largest request that
+# the two profiles allow, 32 images of 320 by 320, has a quarter of its pixels, and it sets the context's size: the other profile's largest has half of that.
+
 # %% [markdown]
 # And what a switch costs: the same 200 requests, half of each kind, sorted by kind and alternating. The whole call is timed, with its
 # copies and allocations.
@@ -378,6 +382,11 @@ for label, order in [("sorted", [one] * 100 + [many] * 100), ("alternating", [on
     for images in order:
         detect(detector, images)
     print(f"{label}: {(perf_counter() - begin) / len(order) * 1e6:.0f} us a request")
+
+# %% [markdown] tags=["answer"]
+# Alternating was slower in both rounds. But the two sorted rounds differ from each other by about as much as sorted from alternating, because the whole call with
+# its copies and allocations is timed. So a switch costs something, and these four lines do not say how much: that would take more rounds, and
+# CUDA events around the switch and the run alone.
 
 # %% [markdown] tags=["answer"]
 # ## Why each step is there
