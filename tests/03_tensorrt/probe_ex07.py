@@ -53,6 +53,20 @@ def parse(onnx_path, typed=True):
     return network
 
 
+def refusal(onnx_path):
+    """What the parser says of a file that it refuses, for each of its errors: the operator where it names one (8.6 does not), else its description."""
+    explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0 if explicit is None else 1 << int(explicit))
+    parser = trt.OnnxParser(network, logger)
+    with open(onnx_path, "rb") as file:
+        if parser.parse(file.read()):
+            raise AssertionError(f"{trt.__name__} {trt.__version__} reads {onnx_path}")
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    return [hasattr(error, "node_operator") and error.node_operator() or error.desc() for error in errors]
+
+
 # ---- for the half that runs on a GPU --------------------------------------------------------------------------------
 
 def make_engine(onnx_path, precisions, detailed=True, ranges=None):

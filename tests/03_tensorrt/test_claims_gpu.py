@@ -1,4 +1,8 @@
-"""What the pages say of TensorRT's runtime and only a GPU can prove: on any machine with tensorrt (8.6 to 11) and pycuda."""
+"""What the pages say of TensorRT's runtime and only a GPU can prove: on any machine with tensorrt (8.6 to 11) and pycuda.
+
+Run with 8.6.0 on an H100, last on 2026-11-26: twelve passed. The inspection of a dynamic engine and the second context of an engine with one profile
+were corrected by what came out there; these two, the bisection and the numbers of the flags have not been run there in the form that they have now.
+"""
 import numpy as np
 import pytest
 
@@ -195,14 +199,23 @@ def test_only_a_detailed_plan_tells_the_inspector_more_than_names(trt):
 
 
 def test_a_dynamic_engine_needs_a_context_with_shapes_to_be_inspected_whole(trt):
+    """Setting the shape is not enough in 8.6.0: formats come when the shapes were inferred too, by infer_shapes or by a run."""
     import json
     engine, plan = built(trt, float_model(False))
-    context = engine.create_execution_context()
+    context, unknown = engine.create_execution_context(), {}
+
+    def ask(label, *context):
+        told = layers_of(trt, engine, *context)["Layers"]
+        unknown[label] = json.dumps(told).count("N/A due to dynamic shapes")
+        print(f"{label}: {unknown[label]} formats are N/A; last layer {json.dumps(told[-1])[:600]}")
+
+    ask("no context")
     assert context.set_input_shape("x", (64, 256))
-    without, shaped = layers_of(trt, engine), layers_of(trt, engine, context)
-    print("without:", json.dumps(without["Layers"][-1])[:1200])
-    print("with:", json.dumps(shaped["Layers"][-1])[:1200])
-    assert "-1" in json.dumps(without["Layers"]) and json.dumps(shaped["Layers"]).count("-1") < json.dumps(without["Layers"]).count("-1")
+    ask("shape set", context)
+    assert context.infer_shapes() == []
+    ask("shapes inferred", context)
+    assert unknown["shapes inferred"] <= unknown["shape set"] <= unknown["no context"]
+    assert not trt.__version__.startswith("8.") or unknown["shapes inferred"] == 0 < unknown["no context"]
 
 
 def test_types_at_the_ends_do_not_tell_fp16_from_fp32(trt):
@@ -270,10 +283,6 @@ def test_a_second_context_costs_activations_and_no_weights(trt):
 def test_two_contexts_on_two_streams_do_not_disturb_each_other(trt):
     import pycuda.driver as cuda
     engine, plan = built(trt, float_model(False), profiles=2)
-    one, _ = built(trt, float_model(False))
-    pair = one.create_execution_context(), one.create_execution_context()
-    print("one profile, profiles of two contexts:", [context.active_optimization_profile for context in pair],
-          "shape set:", [bool(context.set_input_shape("x", (64, 256))) for context in pair])
     rng, jobs = np.random.default_rng(1), []
     for index in range(2):
         stream, context = cuda.Stream(), engine.create_execution_context()
@@ -298,15 +307,41 @@ def test_two_contexts_on_two_streams_do_not_disturb_each_other(trt):
         for weight in weights:
             want = np.maximum(want @ weight, 0)
         assert np.abs(got - want).max() < 0.02 * want.max()
-    stream, ends = cuda.Stream(), {name: cuda.mem_alloc(64 * 256 * 4) for name in "xy"}
-    for name, buffer in ends.items():
-        pair[1].set_tensor_address(name, int(buffer))
-    first = bool(pair[1].execute_async_v3(stream.handle))
-    stream.synchronize()
-    chosen = bool(pair[1].set_optimization_profile_async(0, stream.handle))
-    stream.synchronize()
-    print(f"the second context of the one-profile engine runs: {first}; may choose profile 0: {chosen}")
-    assert trt.__version__.startswith("8.") or (first and chosen)
+
+
+SECOND = """
+import sys
+sys.path.insert(0, "tests/03_tensorrt")
+import pycuda.autoprimaryctx
+import pycuda.driver as cuda
+import tensorrt as trt
+from test_claims_gpu import built, float_model
+
+engine, plan = built(trt, float_model(False))
+pair, stream = (engine.create_execution_context(), engine.create_execution_context()), cuda.Stream()
+print("profiles", [context.active_optimization_profile for context in pair], flush=True)
+print("shape set", [bool(context.set_input_shape("x", (64, 256))) for context in pair], flush=True)
+ends = {name: cuda.mem_alloc(64 * 256 * 4) for name in "xy"}
+for name, buffer in ends.items():
+    pair[1].set_tensor_address(name, int(buffer))
+print("the second runs", bool(pair[1].execute_async_v3(stream.handle)), flush=True)
+stream.synchronize()
+print("the second may choose profile 0", bool(pair[1].set_optimization_profile_async(0, stream.handle)), flush=True)
+stream.synchronize()
+"""
+
+
+def test_a_second_context_of_an_engine_with_one_profile(trt):
+    """In a process of its own: 8.6.0 on an H100 ended it by a segmentation fault when the second context was given the first one's profile."""
+    import subprocess
+    import sys
+    done = subprocess.run([sys.executable, "-c", SECOND], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    said = [line for line in done.stdout.splitlines() if line.startswith(("profiles ", "shape set ", "the second "))]
+    print("\n".join(said), f"exit status {done.returncode}", done.stdout, done.stderr[-2000:], sep="\n")
+    if trt.__version__.startswith("8."):
+        assert said[:3] == ["profiles [0, -1]", "shape set [True, True]", "the second runs False"]
+    else:
+        assert done.returncode == 0 and said[2:] == ["the second runs True", "the second may choose profile 0 True"]
 
 
 def test_a_bisection_finds_the_layers_that_fp16_breaks(trt):
@@ -374,7 +409,6 @@ def test_a_bisection_finds_the_layers_that_fp16_breaks(trt):
         good, bad = (middle, bad) if found < limit else (good, middle)
     print(f"needed: the first {good} of {blocks} blocks, after {builds} builds")
     assert good == 6, "blocks 0 to 5: the overflow is made in 4 and taken back in 5"
-
 
 
 def test_in_8_fp16_and_int8_are_bits_0_and_1_and_sources_start_with_cublas(trt):
