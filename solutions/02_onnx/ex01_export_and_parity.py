@@ -388,7 +388,7 @@ for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC"):
 #
 # | step | what fails without it |
 # | :-- | :-- |
-# | `eval()` before | PyTorch 2.13 exports the mode that it finds: in training mode the file holds a `Dropout` node, and the batch norm takes the batch's own statistics |
+# | `eval()` before | PyTorch 2.13 exports the mode that it finds: from training mode the file gets a `Dropout` that drops. The batch norm came out with its stored statistics all the same: do not conclude from one to the other |
 # | modes put back one by one, in `finally` | `module.train()` unfreezes a batch norm that training had frozen; an export that fails leaves the module in the wrong mode |
 # | `{0: "batch"}`, a name | with `torch.export.Dim("batch")` the loop over rows was exported with a fixed batch of 4, and no error. The name was refused |
 # | reading the dimensions in the file | `Merging` gets a free batch, and an output in which axis 0 is 4 |

@@ -324,7 +324,7 @@ print("optional inputs, by the session:", [v.name for v in session.get_overridab
 # | step | what fails without it |
 # | :-- | :-- |
 # | `CopyFrom` first | the caller's model is the oracle of your own test, and it is gone. A plain assignment copies a reference |
-# | float64, one rounding | several roundings: 4% of the weights above are off by more than one unit. In FP16 `variance + epsilon` may lose epsilon altogether |
+# | float64, one rounding | several roundings: some of the weights above are off by more than one unit. In FP16 `variance + epsilon` may lose epsilon altogether |
 # | the shapes in `fold_parameters` | a mean of shape `(1,)` broadcasts, and nobody hears of it |
 # | `isfinite` | an FP16 weight times a large factor is infinity: the pair worked, the fold does not |
 # | `reshape(-1, 1, …)` | with as many input as output channels, a factor on the wrong axis fits and is wrong |

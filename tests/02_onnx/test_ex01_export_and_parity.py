@@ -309,6 +309,8 @@ def test_torch_refused(submission, case):
     report = submission.drive("export", kind, batch, inputs, outputs, opset, ())
     if not report["error"]:
         made = onnx.load_model_from_string(report["model"]) if report["model"] else None
+        if opset and made and any(o.domain == "" and o.version == opset for o in made.opset_import):
+            return                                  # another release of PyTorch, which can do it
         axes = made and [f"{v.name} {[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]}" for v in (*made.graph.input, *made.graph.output)]
         raise Wrong(f"A model came out that is not what was asked for. {mistake}", call=call,
                     got=f"{axes}, opset {made and made.opset_import[0].version}", expected="ValueError")
