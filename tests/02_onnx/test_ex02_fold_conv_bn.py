@@ -337,6 +337,9 @@ def judge(submission, net, model, case, hint="", run=True, seed=0):
     for part in ("ir_version", "opset_import", "producer_name", "functions", "metadata_props"):
         if str(getattr(model, part)) != str(getattr(folded, part)):
             raise Wrong(f"The model's {part} is not as before.", call=call, got=show(str(getattr(folded, part))), expected=show(str(getattr(model, part))))
+    for part in ("name", "doc_string"):
+        if getattr(model.graph, part) != getattr(folded.graph, part):
+            raise Wrong(f"The graph's {part} is not as before.", call=call, got=getattr(folded.graph, part), expected=getattr(model.graph, part))
     for part in ("input", "output"):
         if str(getattr(model.graph, part)) != str(getattr(folded.graph, part)):
             raise Wrong(f"The interface has changed: the graph's {part}s are not as before.", call=call, got=[v.name for v in getattr(folded.graph, part)],
@@ -518,6 +521,17 @@ def weight_in_branch():
     return net, net.model(y, check=False)
 
 
+def weight_is_output():
+    """The old weight is an output of the graph."""
+    net = Net(22)
+    w = net.tensor(net.draw.normal(0, 0.3, (4, 3, 3, 3)), "w")
+    n = net.norm(net.conv("x", 4, weight=w))
+    model = net.model(n, check=False)
+    model.graph.output.append(helper.make_tensor_value_info(w, net.kind, [4, 3, 3, 3]))
+    onnx.checker.check_model(model, full_check=True)
+    return net, model
+
+
 def constant_shared():
     net = Net(9, channels=4)
     w = net.tensor(net.draw.normal(0, 0.3, (4, 4, 3, 3)), "w", "constant")
@@ -614,6 +628,7 @@ FOLDS = {
     "two nodes read the batch norm's output": (two_readers_behind, "ort"),
     "a weight shared by two pairs": (lambda: shared_weight(True), "ort"), "a weight shared with another convolution": (lambda: shared_weight(False), "ort"),
     "parameters shared by three pairs": (shared_parameters, "ort"), "a subgraph reads the old weight": (weight_in_branch, "ort"),
+    "the old weight is an output of the graph": (weight_is_output, "ort"),
     "weights in Constant nodes": (lambda: one(13, {"weight": "constant", "bias": "constant"}, {"where": "constant"}), "ort"),
     "parameters in Constant nodes, as value_floats": (lambda: one(14, {"bias": "floats"}, {"where": "floats"}), "ort"),
     "a Constant that another node reads": (constant_shared, "ort"), "two batch norms in a row": (two_in_a_row, "ort"), "three batch norms in a row": (lambda: two_in_a_row(2), "ort"),
