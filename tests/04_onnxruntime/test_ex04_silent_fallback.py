@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, parser
 
@@ -42,12 +41,15 @@ def session_event(name):
     return {"cat": "Session", "pid": 4711, "tid": 12, "dur": 400, "ts": 1, "ph": "X", "name": name, "args": {}}
 
 
-OPERATORS = ["MatMul", "Add", "Sigmoid", "Shape", "Gather", "Concat", "LpNormalization", "Relu", "Expand"]
+OPERATORS = ["MatMul", "Add", "Sigmoid", "Shape", "Gather", "Concat", "Hardmax", "Relu", "Expand"]
 NAMES = ["up", "/block.0/attn/MatMul", "gate_kernel_time", "proj 2", "norm::final", "Memcpy_like", "x_kernel_time_y", "head", "mix", "Träger", "out_fence", "deep/er"]
 
 
 def scenario(seed, nested=True, share_on_cpu=0.4, runs=3, device=CUDA):
-    """A random graph over two providers, with the copies that its placement needs: one for each value and direction."""
+    """A random graph over two providers, with the copies that ONNX Runtime inserts: one for each value and direction, the value on the device under a new name.
+
+    As in the recorded sessions, a nested graph takes a value of the graph around it without a copy node, and has copies of its own.
+    """
     rng = random.Random(seed)
     names = rng.sample(NAMES, 8)
     inputs, weights = ["x", "mask"], ["w", "b"]
@@ -60,35 +62,37 @@ def scenario(seed, nested=True, share_on_cpu=0.4, runs=3, device=CUDA):
     branch = None
     if nested:                                  # an If on the device, one branch reads a value of the main graph on the CPU
         outer = rng.choice(list(made))
-        branch = {"reads": outer, "inside": ("inside", "LpNormalization", CPU), "other": ("unvisited", "Relu", device), "name": "choose"}
+        branch = {"reads": outer, "inside": ("inside", "Hardmax", CPU), "behind": ("behind", "Relu", device)}
     readers = {}
-    for name, operator, provider, sources, _ in order:
-        for tensor in set(sources):
+    for name, _, provider, sources, _ in order:
+        for tensor in dict.fromkeys(sources):
             readers.setdefault(tensor, []).append((name, provider))
-    if branch:
-        readers.setdefault(branch["reads"], []).append((branch["inside"][0], CPU))
-    copies, renamed = [], {}                    # renamed: (tensor, provider of the reader) -> name of the copy's output
+    copies, on_device = [], {}                  # copies: (operator, tensor, input, output, because); on_device: tensor -> its name on the device
     for tensor, who in readers.items():
         sides = {provider for _, provider in who}
         maker = made.get(tensor)
         if maker == device and CPU in sides:
-            copies.append(("MemcpyToHost", tensor, f"{tensor}_CPU", sorted({n for n, p in who if p == CPU})))
-            renamed[tensor, CPU] = f"{tensor}_CPU"
+            because = {n for n, p in who if p == CPU} | ({"inside"} if branch and branch["reads"] == tensor else set())
+            on_device[tensor] = f"{tensor}_{device}"
+            copies.append(("MemcpyToHost", tensor, on_device[tensor], tensor, sorted(because)))
         elif maker == CPU and device in sides:
-            copies.append(("MemcpyFromHost", tensor, f"{tensor}_DEV", [next(o[0] for o in order if o[4] == tensor)]))
-            renamed[tensor, device] = f"{tensor}_DEV"
+            on_device[tensor] = f"{tensor}_{device}"
+            copies.append(("MemcpyFromHost", tensor, tensor, on_device[tensor], [next(o[0] for o in order if o[4] == tensor)]))
         elif maker is None and len(sides) == 2:
-            copies.append(("MemcpyFromHost", tensor, f"{tensor}_DEV", sorted({n for n, p in who if p == CPU})))
-            renamed[tensor, device] = f"{tensor}_DEV"
+            on_device[tensor] = f"{tensor}_{device}"
+            because = {n for n, p in who if p == CPU} | ({"inside"} if branch and branch["reads"] == tensor else set())
+            copies.append(("MemcpyFromHost", tensor, tensor, on_device[tensor], sorted(because)))
     copy_names = [f"Memcpy_token_{n}" if n else "Memcpy" for n in range(len(copies))]
     rng.shuffle(copy_names)
     copies = [(name, *copy) for name, copy in zip(copy_names, copies)]
 
     def node(name, operator, sources, output, provider):
-        return helper.make_node(operator, [renamed.get((s, provider), s) for s in sources], [output], name=name)
+        here = on_device if provider == device else {}
+        made_as = on_device.get(output, output) if provider == device else output
+        return helper.make_node(operator, [here.get(s, s) for s in sources], [made_as], name=name)
 
     def copy_node(copy):
-        return helper.make_node(copy[1], [copy[2]], [copy[3]], name=copy[0])
+        return helper.make_node(copy[1], [copy[3]], [copy[4]], name=copy[0])
 
     graph_nodes = [(copy_node(c), c) for c in copies if c[2] not in made]
     sequence = []
@@ -97,22 +101,25 @@ def scenario(seed, nested=True, share_on_cpu=0.4, runs=3, device=CUDA):
         graph_nodes += [(copy_node(c), c) for c in copies if c[2] == output]
     inside_events = []
     if branch:
-        name, operator, provider = branch["inside"]
+        inside, behind = branch["inside"], branch["behind"]
         # a nested node that has the name of a node of the main graph, and another operator
         twin = (names[0], "Tanh" if order[0][1] != "Tanh" else "Neg", CPU)
-        body = helper.make_graph([helper.make_node(operator, [renamed.get((branch["reads"], CPU), branch["reads"])], ["u"], name=name), helper.make_node(twin[1], ["u"], ["then_out"], name=twin[0])],
+        nested_copy = ("Memcpy_in_branch", "MemcpyFromHost", "u2", "u2", f"u2_{device}", [twin[0]])
+        body = helper.make_graph([helper.make_node(inside[1], [branch["reads"]], ["u"], name=inside[0]), helper.make_node(twin[1], ["u"], ["u2"], name=twin[0]), copy_node(nested_copy),
+                                  helper.make_node(behind[1], [f"u2_{device}"], ["then_out"], name=behind[0])],
                                  "then", [], [helper.make_tensor_value_info("then_out", TensorProto.FLOAT, None)])
-        never = helper.make_graph([helper.make_node("MemcpyToHost", ["t0"], ["t0_never"], name="Memcpy_never"), helper.make_node("Relu", ["t0_never"], ["else_out"], name="unvisited")],
+        never = helper.make_graph([helper.make_node("Relu", ["t0"], [f"v_{device}"], name="unvisited"), helper.make_node("MemcpyToHost", [f"v_{device}"], ["v"], name="Memcpy_never"),
+                                   helper.make_node("Hardmax", ["v"], ["else_out"], name="unvisited_too")],
                                   "else", [], [helper.make_tensor_value_info("else_out", TensorProto.FLOAT, None)])
         chooser = helper.make_node("If", ["mask_flag"], ["chosen"], name="choose", then_branch=body, else_branch=never)
         graph_nodes.append((chooser, ("choose", "If", device)))
-        inside_events = [(name, operator, provider), twin]
+        inside_events = [inside, twin, nested_copy, behind]
     sequence = [what for _, what in graph_nodes]
     graph = helper.make_graph([n for n, _ in graph_nodes], "saved", [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in (*inputs, "mask_flag")],
                               [helper.make_tensor_value_info("t7", TensorProto.FLOAT, None)],
                               [helper.make_tensor(w, TensorProto.FLOAT, [1], [1.0]) for w in weights])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    sizes = {c[0]: [rng.randrange(1, 9) * 512 for _ in range(runs)] for c in copies}
+    sizes = {c[0]: [rng.randrange(1, 9) * 512 for _ in range(runs)] for c in [*copies, *([nested_copy] if branch else [])]}
     events, ran = [session_event("model_loading_array"), session_event("session_initialization")], {}
 
     def happen(name, operator, provider, size):
@@ -125,19 +132,20 @@ def scenario(seed, nested=True, share_on_cpu=0.4, runs=3, device=CUDA):
 
     for n in range(runs):
         for what in sequence:
-            if len(what) == 5:
+            if len(what) == 6:
                 happen(what[0], what[1], device, sizes[what[0]][n])
             elif what[1] == "If":
                 for one in inside_events:
-                    happen(*one, 64)
+                    happen(*one, 64) if len(one) == 3 else happen(one[0], one[1], device, sizes[one[0]][n])
                 events.append(session_event("SequentialExecutor::Execute"))
                 happen(*what, 64)
             else:
                 happen(*what, rng.randrange(1, 99) * 64)
         events.append(session_event("model_run"))
-    truth = [{"node": c[0], "direction": "to host" if c[1] == "MemcpyToHost" else "to device", "tensor": c[2], "bytes": max(sizes[c[0]]), "because": c[4]} for c in copies]
+    truth = [{"node": c[0], "direction": "to host" if c[1] == "MemcpyToHost" else "to device", "tensor": c[2], "bytes": max(sizes[c[0]]), "because": c[5]}
+             for c in [*copies, *([nested_copy] if branch else [])]]
     if branch:
-        truth.append({"node": "Memcpy_never", "direction": "to host", "tensor": "t0", "bytes": 0, "because": []})
+        truth.append({"node": "Memcpy_never", "direction": "to host", "tensor": "v", "bytes": 0, "because": []})
     return Case(model.SerializeToString(), events, [(*key, count) for key, count in ran.items()], truth, {o[0]: o[1:3] for o in order})
 
 
@@ -193,9 +201,9 @@ def check_copies(submission, model, events, right, what):
     wanted = [(c["node"], c["tensor"], c["direction"]) for c in right]
     if sorted(order) != sorted(wanted):
         missing, extra = [w for w in wanted if w not in order], [o for o in order if o not in wanted]
-        nested = any(m[0] == "Memcpy_never" for m in missing)
+        nested = any(m[0] in ("Memcpy_never", "Memcpy_in_branch") for m in missing)
         mistake = ("Copies in nested graphs are missing." if nested and not extra else "Copies are missing, or there are too many." if len(order) != len(wanted) else
-                   "The direction or the tensor of a copy is wrong: the tensor is what is copied, not the copy.")
+                   "The direction or the tensor of a copy is wrong: the tensor has the name of the model that was given, which is that of the value on the host.")
         raise Wrong(mistake, call, extra or order, missing or wanted)
     for one in right:
         mine = next(c for c in got if (c["node"], c["tensor"], c["direction"]) == (one["node"], one["tensor"], one["direction"]))
@@ -207,7 +215,7 @@ def check_copies(submission, model, events, right, what):
         if because != one["because"]:
             if one["direction"] == "to host":
                 mistake = "A copy to the host is needed by the nodes that read the copy, nested graphs included."
-            elif len(one["because"]) == 1 and one["tensor"].startswith("t"):
+            elif one["tensor"] not in ("x", "mask", "w", "b"):
                 mistake = "A copy to the device is needed because of the node that made the tensor elsewhere, not because of its readers."
             else:
                 mistake = "An input or a weight is copied because nodes elsewhere read it as it is."
@@ -234,7 +242,7 @@ def check_problems(submission, case, wanted, allowed, copy_bytes, what):
         if not any(all(re.search(rf"(?<!\d){re.escape(w)}(?!\d)", text) for w in needle) for text in got):
             raise Wrong(f"A copy of {needle[1]} bytes is not reported.", call, got, f"a text with {needle[0]} and {needle[1]}")
     if len(got) != len(needles) + len(moved):
-        copies = [text for text in got if "Memcpy" in text and not any(c["tensor"] in text for c in case.copies)]
+        copies = [text for text in got if re.search("Memcpy(ToHost|FromHost)|Memcpy_token", text)]
         mistake = ("Copy nodes are reported as nodes." if copies else "There are problems that are none: an allowed operator, a copy that is small enough, or one thing twice.")
         raise Wrong(mistake, call, got, f"{len(needles)} nodes and {len(moved)} copies")
 
@@ -297,8 +305,40 @@ def test_problems_defaults(submission):
 
 # ---- the recorded sessions ------------------------------------------------------------------------------------------------
 
-# What is true of the recordings, read by hand in the files; record.json says on what they were made.
-RECORDED = {}
+# What is true of the recordings, read by hand in the files: nodes on the CPU, and copies as (tensor, direction, because). record.json says on what they were made.
+RECORDED = {
+    "all_cuda": ({}, []),
+    "no_kernel": ({"alone": "Hardmax"}, [("a", "to host", ["alone"]), ("b", "to device", ["alone"])]),
+    "shared": ({"first": "Hardmax", "second": "Hardmax", "third": "Atan", "fourth": "Hardmax"},
+               [("a", "to host", ["first", "third"]), ("c", "to device", ["second"]), ("d", "to device", ["third"]), ("e", "to device", ["fourth"]), ("x", "to device", ["fourth"])]),
+    "shape_work": ({"pick": "Gather", "double": "Add", "glue": "Concat"}, []),
+    "branch": ({"inside": "Hardmax"}, [("u", "to device", ["inside"])]),
+    "whole_fallback": ({"up": "MatMul", "bend": "Sigmoid", "down/MatMulAddFusion": "Gemm"}, []),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded(submission, name):
+    """The recorded sessions: who ran where, which copies, and what the gate says"""
+    on_cpu, moved = RECORDED[name]
+    record = json.loads((FOLDER / "record.json").read_text())["models"][name]
+    events, model = json.loads((FOLDER / f"{name}.profile.json").read_text()), (FOLDER / f"{name}.optimized.onnx").read_bytes()
+    call = f"nodes_that_ran(events)  (recorded: {name})"
+    got = submission.call("nodes_that_ran", events)
+    mine = {entry[0]: entry[1] for entry in got if entry[2] == CPU}
+    if mine != on_cpu or any(entry[3] != 2 for entry in got):
+        raise Wrong("Other nodes ran on the CPU, or not twice.", call, got, f"on the CPU: {on_cpu}, each 2 runs")
+    assert (record["providers"] == [CPU]) == (name == "whole_fallback") and json.loads((FOLDER / "record.json").read_text())["provider"] == CUDA
+    call = f"copies(optimized, events)  (recorded: {name})"
+    got = of_model(submission, "copies", model, events, call=call)
+    mine = sorted((c["tensor"], c["direction"], list(c["because"])) for c in got)
+    if mine != moved or any(c["bytes"] != 512 for c in got):
+        raise Wrong("The copies of a recorded session are others.", call, got, [(*m, 512) for m in moved])
+    call = f"problems(events, optimized, {CUDA!r}, {SHAPE_WORK + ['Add']})  (recorded: {name})"
+    got = of_model(submission, "problems", model, events, CUDA, SHAPE_WORK + ["Add"], call=call)
+    count = 1 if name == "whole_fallback" else len(moved) + sum(operator not in [*SHAPE_WORK, "Add"] for operator in on_cpu.values())
+    if len(got) != count:
+        raise Wrong("A recorded session has another number of problems.", call, got, f"{count}")
 
 
 # ---- the gate -------------------------------------------------------------------------------------------------------------

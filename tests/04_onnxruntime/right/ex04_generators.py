@@ -31,7 +31,7 @@ def copies(optimized, events):
         asked = made if up and made else [n for n in nodes if (copy.input[0] if up else copy.output[0]) in n.input and n.op_type != "MemcpyFromHost"]
         return sorted({n.name for n in asked if places(copy) and not places(n) <= places(copy)})
 
-    return [{"tensor": c.input[0], "node": c.name, "direction": {"MemcpyFromHost": "to device", "MemcpyToHost": "to host"}[c.op_type],
+    return [{"tensor": (c.output if c.op_type == "MemcpyToHost" else c.input)[0], "node": c.name, "direction": {"MemcpyFromHost": "to device", "MemcpyToHost": "to host"}[c.op_type],
              "bytes": max([s for n, o, _, s in done if (n, o) == (c.name, c.op_type)] or [0]), "because": guilty(c)} for c in nodes if c.op_type in ("MemcpyFromHost", "MemcpyToHost")]
 
 

@@ -47,9 +47,9 @@ def copies(optimized: onnx.ModelProto, events):
     answer = []
     for node in graph.copies:
         down = node.op_type == "MemcpyToHost"
-        tensor, copied = node.input[0], node.output[0]
+        tensor = node.output[0] if down else node.input[0]
         if down:
-            blamed = graph.read_by.get(copied, [])
+            blamed = graph.read_by.get(tensor, [])
         else:
             maker = graph.made_by.get(tensor)
             blamed = graph.read_by.get(tensor, []) if maker is None else [maker]

@@ -48,9 +48,10 @@ def copies(optimized, events):
     for copy in nodes:
         if copy.op_type not in COPIES:
             continue
-        tensor, own = copy.input[0], providers[copy.name, copy.op_type]
-        if copy.op_type == "MemcpyToHost":
-            suspects, own = [makers[tensor]], {"nobody"}
+        down, own = copy.op_type == "MemcpyToHost", providers[copy.name, copy.op_type]
+        tensor = copy.output[0] if down else copy.input[0]
+        if down:
+            suspects, own = [makers[copy.input[0]]], {"nobody"}
         elif tensor in makers:
             suspects = [makers[tensor]]
         else:

@@ -48,9 +48,10 @@ def copies(optimized, events):
     for copy in nodes:
         if copy.op_type not in COPIES:
             continue
-        tensor, own = copy.input[0], providers[copy.name, copy.op_type]
-        if copy.op_type == "MemcpyToHost":
-            suspects = readers[copy.output[0]]
+        down, own = copy.op_type == "MemcpyToHost", providers[copy.name, copy.op_type]
+        tensor = copy.output[0] if down else copy.input[0]
+        if down:
+            suspects = readers[tensor]
         elif tensor in makers:
             suspects = [makers[tensor]]
         else:
