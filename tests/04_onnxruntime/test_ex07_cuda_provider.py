@@ -170,7 +170,7 @@ def test_cuda_provider_makes_the_pair(submission):
     """cuda_provider gives the provider with exactly the options that are wanted, as text"""
     cases = [({}, {}), ({"use_tf32": False}, {"use_tf32": "0"}), ({"use_tf32": True, "enable_cuda_graph": True}, {"use_tf32": "1", "enable_cuda_graph": "1"}),
              ({"device_id": 1, "gpu_mem_limit": 2**33, "prefer_nhwc": True}, {"device_id": "1", "gpu_mem_limit": "8589934592", "prefer_nhwc": "1"}),
-             ({"device_id": 0, "fuse_conv_bias": False}, {"device_id": "0", "fuse_conv_bias": "0"}),
+             ({"device_id": 0, "cudnn_conv1d_pad_to_nc1d": False}, {"device_id": "0", "cudnn_conv1d_pad_to_nc1d": "0"}),
              ({"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested", "cudnn_conv_use_max_workspace": False},
               {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested", "cudnn_conv_use_max_workspace": "0"}),
              ({"cudnn_conv_algo_search": "DEFAULT", "do_copy_in_default_stream": True}, {"cudnn_conv_algo_search": "DEFAULT", "do_copy_in_default_stream": "1"})]
@@ -204,7 +204,7 @@ def test_cuda_provider_refuses(submission):
               ("cudnn_conv_algo_search", "exhaustive", "the word is written in capitals"), ("cudnn_conv_algo_search", "E", "this is a part of a word"),
               ("cudnn_conv_algo_search", True, "this option takes a word"), ("arena_extend_strategy", 0, "this option takes a word"), ("arena_extend_strategy", "kNextPowerOf2", "there is no such word")]
     for name, value, why in values:
-        raises(submission, "cuda_provider", (), {"fuse_conv_bias": True, name: value}, ("ValueError",), f"{value!r} does not fit {name}: {why}.", [name])
+        raises(submission, "cuda_provider", (), {"cudnn_conv1d_pad_to_nc1d": True, name: value}, ("ValueError",), f"{value!r} does not fit {name}: {why}.", [name])
 
 
 def test_unmet(submission):
@@ -214,7 +214,7 @@ def test_unmet(submission):
     cases = [({}, {CUDA: answer, CPU: {}}, {}), ({"use_tf32": "1", "device_id": "0"}, {CUDA: answer, CPU: {}}, {}),
              ({"use_tf32": "0", "device_id": "0"}, {CUDA: answer, CPU: {}}, {"use_tf32": ("0", "1")}),
              ({"use_tf32": "0", "enable_cuda_graph": "1", "prefer_nhwc": "0"}, {CUDA: answer}, {"use_tf32": ("0", "1"), "enable_cuda_graph": ("1", "0")}),
-             ({"fuse_conv_bias": "0"}, {CUDA: answer, CPU: {}}, {"fuse_conv_bias": ("0", None)}),
+             ({"cudnn_conv1d_pad_to_nc1d": "0"}, {CUDA: answer, CPU: {}}, {"cudnn_conv1d_pad_to_nc1d": ("0", None)}),
              ({"use_tf32": "0", "gpu_mem_limit": "1024"}, {CPU: {}}, {"use_tf32": ("0", None), "gpu_mem_limit": ("1024", None)}),
              ({"use_tf32": "0"}, {CPU: {"use_tf32": "0"}}, {"use_tf32": ("0", None)}), ({}, {CPU: {}}, {}), ({"use_tf32": "0"}, {}, {"use_tf32": ("0", None)}),
              ({"use_tf32": "0", "enable_cuda_graph": "1"}, all_three, {"use_tf32": ("0", "1"), "enable_cuda_graph": ("1", "0")}),

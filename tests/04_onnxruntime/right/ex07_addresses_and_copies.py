@@ -3,7 +3,7 @@ import numpy
 import onnxruntime
 from warnings import warn
 
-FLAGS = ("use_tf32", "enable_cuda_graph", "prefer_nhwc", "fuse_conv_bias", "cudnn_conv_use_max_workspace", "do_copy_in_default_stream")
+FLAGS = ("use_tf32", "enable_cuda_graph", "prefer_nhwc", "cudnn_conv1d_pad_to_nc1d", "cudnn_conv_use_max_workspace", "do_copy_in_default_stream")
 NUMBERS = ("device_id", "gpu_mem_limit")
 WORDS = {"cudnn_conv_algo_search": ["EXHAUSTIVE", "HEURISTIC", "DEFAULT"], "arena_extend_strategy": ["kNextPowerOfTwo", "kSameAsRequested"]}
 NAMES = {"float": "float32", "double": "float64"}

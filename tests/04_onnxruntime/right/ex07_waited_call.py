@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import onnxruntime as ort
 
-GIVEN = {name: bool for name in ("use_tf32", "enable_cuda_graph", "prefer_nhwc", "fuse_conv_bias", "cudnn_conv_use_max_workspace", "do_copy_in_default_stream")}
+GIVEN = {name: bool for name in ("use_tf32", "enable_cuda_graph", "prefer_nhwc", "cudnn_conv1d_pad_to_nc1d", "cudnn_conv_use_max_workspace", "do_copy_in_default_stream")}
 GIVEN |= {"device_id": int, "gpu_mem_limit": int, "cudnn_conv_algo_search": {"EXHAUSTIVE", "HEURISTIC", "DEFAULT"}, "arena_extend_strategy": {"kNextPowerOfTwo", "kSameAsRequested"}}
 
 

@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 CUDA = "CUDAExecutionProvider"
 KINDS = {  # the options that this service may set, and what each takes
-    "device_id": int, "gpu_mem_limit": int, "use_tf32": bool, "enable_cuda_graph": bool, "prefer_nhwc": bool, "fuse_conv_bias": bool,
+    "device_id": int, "gpu_mem_limit": int, "use_tf32": bool, "enable_cuda_graph": bool, "prefer_nhwc": bool, "cudnn_conv1d_pad_to_nc1d": bool,
     "cudnn_conv_use_max_workspace": bool, "do_copy_in_default_stream": bool,
     "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
     "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
