@@ -306,4 +306,6 @@ except Exception as error:
 # **How would you get rid of the two copies in `no_kernel`?** In order: write the operator in terms of others that CUDA has; move it to the end or the start, where it costs one copy; give the provider a kernel. Moving the *neighbours* to the CPU
 # as well is right only when they are small.
 #
+# **Was this seen with a second device?** The six sessions were: CUDA 13.0, one H100, `onnxruntime-gpu` 1.31.1. `open_checked` was not run there. Its grader has a check for a GPU, which is skipped without one.
+#
 # **Why does the lock `session.disable_cpu_ep_fallback` not replace all this?** It is a yes or no for the whole graph. It refuses shape arithmetic on the CPU, and it does not name the node. It is one line, though: use it where it fits.
