@@ -338,12 +338,11 @@ def kernels(model):
     if not parser.parse(model.SerializeToString()):
         print("   refused by the parser:", parser.get_error(0).desc().split(". ")[0])
         return
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    profile = builder.create_optimization_profile()
-    profile.set_shape("pixels", (1, 784), (8, 784), (32, 784))
-    config.add_optimization_profile(profile)
-    builder.build_serialized_network(network, config)
+    settings, rows = builder.create_builder_config(), builder.create_optimization_profile()
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    rows.set_shape("pixels", (1, 784), (8, 784), (32, 784))
+    settings.add_optimization_profile(rows)
+    builder.build_serialized_network(network, settings)
     for line in log.lines:
         nodes = [part.split("]")[0] for part in line.split("[ONNX Layer: ")[1:]]
         inputs = line.split("Inputs: [")[1].split("Outputs: [")[0]
