@@ -224,8 +224,8 @@ for name in record["models"]:
             where[provider.removesuffix("ExecutionProvider")].append(node)
     for provider, nodes in where.items():
         print(f"  {provider}: {', '.join(nodes)}")
-    for copy in copies(optimized, events):
-        print(f"  copied {copy['direction']}: {copy['tensor']}, {copy['bytes']} bytes, because of {copy['because']}")
+    for moved in copies(optimized, events):
+        print(f"  copied {moved['direction']}: {moved['tensor']}, {moved['bytes']} bytes, because of {moved['because']}")
 
 # %% [markdown]
 # And the gate, with arithmetic on shapes allowed on the CPU:
