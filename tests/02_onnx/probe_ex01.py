@@ -138,10 +138,6 @@ def module_of(kind):
                 last = last / 2 + x[i]
             return x + last
 
-    class Sign(nn.Module):
-        def forward(self, x):
-            return 2 * x if x.sum() > 0 else -x
-
     class Merge(nn.Module):
         def forward(self, x):
             return x.reshape(4, -1)
@@ -150,7 +146,7 @@ def module_of(kind):
         def forward(self, x):
             return 2 * x if x.shape[0] > 2 else -x
 
-    made = {"classifier": Classifier, "tokens": Tokens, "rows": Rows, "sign": Sign, "merge": Merge, "size": Size, "linear": lambda: nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.9))}[kind]()
+    made = {"classifier": Classifier, "tokens": Tokens, "rows": Rows, "merge": Merge, "size": Size, "linear": lambda: nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.9))}[kind]()
     return made.train()
 
 

@@ -249,9 +249,19 @@ EXPORTS = {
 
 
 @torch_here
-@pytest.mark.parametrize("case", EXPORTS)
+def test_torch_evaluation_mode(submission):
+    """With PyTorch: a module in training mode is exported in evaluation mode, and its parts are left as they were"""
+    check_export(submission, "a classifier in training mode, its batch norm frozen")
+
+
+@torch_here
+@pytest.mark.parametrize("case", list(EXPORTS)[1:])
 def test_torch_export(submission, case):
-    """With PyTorch: the export has the names, the free batch and the opset asked for, and computes what the module computes in evaluation mode"""
+    """With PyTorch: the export has the names, the free batch and the opset asked for, and computes the same"""
+    check_export(submission, case)
+
+
+def check_export(submission, case):
     kind, batch, inputs, outputs, opset, frozen, shapes, version = EXPORTS[case]
     call = f"export(<{case}>, <{batch} rows>, {inputs}, {outputs}{'' if opset is None else f', opset={opset}'})"
     report = submission.drive("export", kind, batch, inputs, outputs, opset, frozen)
@@ -291,20 +301,31 @@ def test_torch_export(submission, case):
                 raise Wrong("The model does not compute what the module computes in evaluation mode.", call=f"{call}, then {name} for {len(arrays[0])} rows", got=show(a), expected=show(b))
 
 
-REFUSED = {
+NO_FREE_BATCH = {
     "a loop over the rows": ("rows", 4, ["x"], ["y"], None, "The capture fixed the batch at the sample's."),
-    "a branch on values": ("sign", 4, ["x"], ["y"], None, "PyTorch does not capture a branch on values."),
     "reshape(4, -1)": ("merge", 4, ["x"], ["y"], None, "Axis 0 of the output is not the batch."),
+}
+NOT_AS_ASKED = {
     "opset 17": ("classifier", 4, ["x"], ["y"], 17, "Opset 17 was asked for, and PyTorch 2.13 gives 18 for this module."),
     "a name too many": ("linear", 4, ["x"], ["y", "z"], None, "Two outputs were named, and the model has one."),
 }
 
 
 @torch_here
-@pytest.mark.parametrize("case", REFUSED)
-def test_torch_refused(submission, case):
-    """With PyTorch: what does not export as asked is refused with ValueError, and the module stays in its mode"""
-    kind, batch, inputs, outputs, opset, mistake = REFUSED[case]
+@pytest.mark.parametrize("case", NO_FREE_BATCH)
+def test_torch_no_free_batch(submission, case):
+    """With PyTorch: a module whose batch cannot be free is refused with ValueError, and stays in its mode"""
+    check_refused(submission, case, *NO_FREE_BATCH[case])
+
+
+@torch_here
+@pytest.mark.parametrize("case", NOT_AS_ASKED)
+def test_torch_not_as_asked(submission, case):
+    """With PyTorch: a model with another opset or other names than asked for is refused with ValueError"""
+    check_refused(submission, case, *NOT_AS_ASKED[case])
+
+
+def check_refused(submission, case, kind, batch, inputs, outputs, opset, mistake):
     call = f"export(<{case}>, <{batch} rows>, {inputs}, {outputs}{'' if opset is None else f', opset={opset}'})"
     report = submission.drive("export", kind, batch, inputs, outputs, opset, ())
     if not report["error"]:

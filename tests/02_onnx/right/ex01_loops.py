@@ -22,7 +22,8 @@ def export(module, sample, input_names, output_names, opset=20):
     finally:
         for m in training:
             m.training = True
-    model = onnx.ModelProto.FromString(made.SerializeToString())
+    model = onnx.ModelProto()
+    model.CopyFrom(made)
     ends = [*model.graph.input, *model.graph.output]
     if [e.name for e in ends] != [*input_names, *output_names]:
         raise ValueError("names")

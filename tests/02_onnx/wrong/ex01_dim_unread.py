@@ -1,6 +1,6 @@
 """Declares a Dim, and believes it.
 
-fails: test_torch_refused
+fails: test_torch_no_free_batch
 says: The capture fixed the batch
 """
 import onnx

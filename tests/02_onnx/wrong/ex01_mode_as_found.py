@@ -1,6 +1,6 @@
 """Exports the mode that it finds.
 
-fails: test_torch_export
+fails: test_torch_evaluation_mode
 says: does not compute what the module computes in evaluation mode
 """
 import onnx

@@ -1,6 +1,6 @@
 """Puts the modes back only if the export succeeds.
 
-fails: test_torch_refused
+fails: test_torch_no_free_batch
 says: After an error the module is not in the mode
 """
 import onnx

@@ -1,6 +1,6 @@
 """Puts the whole module into training mode afterwards.
 
-fails: test_torch_export
+fails: test_torch_evaluation_mode
 says: is not in the mode in which it was
 """
 import onnx
