@@ -127,7 +127,7 @@ for label, path in models.items():
 # **Hint 3.** The inspector: `inspector = engine.create_engine_inspector()`, then
 # `inspector.get_engine_information(trt.LayerInformationFormat.JSON)`; Python's reader takes control characters with `strict=False`. Releases write
 # `Row major linear FP16 format`, `Half`, `Float`, `BFloat16`: look for BFloat16 before Float. With dynamic inputs a format may be `N/A due to dynamic shapes`, also
-# after `inspector.execution_context` was given a context whose input shapes are set; `"Weights": {"Type": "Half", …}` still tells.
+# after `inspector.execution_context` was given a context whose input shapes are set but not inferred (`infer_shapes`); `"Weights": {"Type": "Half", …}` still tells.
 
 # %% [markdown]
 # ## Before the build
@@ -364,8 +364,8 @@ for label, asked in [("all FP32", "FP32"), ("all FP32", "FP16"), ("FP16, inputs 
 
 # %% [markdown] tags=["answer"]
 # With the flag, the builder took FP16 for all four convolutions, though the file is FP32: the file's types could not have told. The FP32
-# engine is FP32 too, and its check refuses it for `last_cast`, which casts FP32 to FP32. By the contract only a region of Myelin is listed with no type,
-# and the name alone does not say whether a product is inside. So the check says that it does not know. A person looks the name up in the ONNX
+# engine is FP32 too, and its check refuses it for `last_cast`, which casts FP32 to FP32. With fixed shapes the contract lists only a region of Myelin
+# with no type, and the name alone does not say whether a product is inside. So the check says that it does not know. A person looks the name up in the ONNX
 # file, and takes the idle Cast out of it or lets the gate pass that one name. The third engine has none such: its layer types are printed below.
 
 # %% [markdown]
