@@ -276,8 +276,8 @@ for file in facts["files"]:
 
 
 # %%
-def show(layers, nodes):
-    for layer in layers:
+def show(found, nodes):
+    for layer in found:
         sides = [", ".join(f"{kind} {size:,}" for kind, size in map(tensor_facts, layer[side])) for side in ("Inputs", "Outputs")]
         print(f"   {layer['LayerType']:20} {' + '.join(nodes_in(layer, nodes))[:80] or '-':50} {sides[0]} -> {sides[1]}")
 

@@ -313,3 +313,8 @@ print("all changes:", bool(np.abs(history - changes).max() < 1e-4))
 #
 # **Why not let ONNX Runtime allocate the outputs once, and reuse them?** It does, for outputs that were bound without an address: after the first run the binding has them. Then the shape is fixed, and every result is in the same place: the next run
 # overwrites the last answer.
+
+# %% tags=["learner"]
+from course.check import check
+
+check("04_onnxruntime/ex02_iobinding")

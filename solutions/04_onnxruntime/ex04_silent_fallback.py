@@ -309,3 +309,8 @@ except Exception as error:
 # **Was this seen with a second device?** The six sessions were: CUDA 13.0, one H100, `onnxruntime-gpu` 1.31.1. `open_checked` was not run there. Its grader has a check for a GPU, which is skipped without one.
 #
 # **Why does the lock `session.disable_cpu_ep_fallback` not replace all this?** It is a yes or no for the whole graph. It refuses shape arithmetic on the CPU, and it does not name the node. It is one line, though: use it where it fits.
+
+# %% tags=["learner"]
+from course.check import check
+
+check("04_onnxruntime/ex04_silent_fallback")

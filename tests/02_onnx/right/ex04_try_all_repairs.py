@@ -87,7 +87,8 @@ def swap(tensor, array):
 
 
 def repair(model, code, name):
-    new = clone(model)
+    new = onnx.ModelProto()
+    new.CopyFrom(model)
     graph = new.graph
     if code == "version":
         node = next(n for n in graph.node if n.name == name)

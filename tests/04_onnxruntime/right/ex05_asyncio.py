@@ -93,7 +93,6 @@ def open_sessions(model_path, plan, allowed):
 
 # graded cell 3: keep this line
 import asyncio
-import math
 from concurrent.futures import ThreadPoolExecutor
 
 
