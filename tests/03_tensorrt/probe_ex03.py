@@ -61,6 +61,7 @@ def serve(features, classes, max_rows, seed, batches, mood=None, layout="", clos
         done = attempt(lambda given=given: loop(given))
         done["counts"], done["lines"] = device.counts(before), [str(r) for r in device.trace[before:] if not r.graph][:12]
         done["live"] = device.live()
+        done["buffers"] = sum(r.kind == "alloc" and not r.label.startswith("alloc scratch of ") for r in device.trace[before:])
         done["changed_input"] = not np.array_equal(given, unchanged)
         if "ok" in done:
             kept.append((done["ok"], np.array(done["ok"], copy=True) if isinstance(done["ok"], np.ndarray) else None))
