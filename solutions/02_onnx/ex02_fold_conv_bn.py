@@ -23,7 +23,7 @@
 # computes what convolution and batch norm computed together.
 #
 # - `weight`: array `(M, C/group, k1, …)` with one or more kernel dimensions; M output channels. `bias`: array `(M,)`, or `None`.
-# - `scale`, `shift`, `mean`, `variance`: arrays `(M,)`; `epsilon`: float. Any floating-point types, also mixed.
+# - `scale`, `shift`, `mean`, `variance`: arrays `(M,)`; `epsilon`: float. Arrays are float32 or float16, also mixed.
 # - Both results have the dtype of `weight`. Every element is within 1 unit in the last place of the exact value (of these inputs, as they
 #   are). For that, compute in float64 and round once.
 # - `ValueError` if one of the arrays of length M has another shape, or if a result is not finite in that dtype.
@@ -47,9 +47,11 @@
 # What else the new model has to be:
 #
 # - It passes `onnx.checker.check_model(folded, full_check=True)`, if the given one did.
-# - The graph's inputs and outputs, the versions, functions, metadata and all other nodes are as before, in the same order. Names of other tensors
+# - The graph's inputs and outputs, the versions, functions, metadata, texts and all other nodes are as before, in the same order. Names of other tensors
 #   stay. A batch norm that stands behind a folded one is folded too. Subgraphs are not searched for batch norms, and stay as they are.
-# - Nothing is left over: no initializer, `Constant` node or `value_info` that only the folded pairs needed. What others read stays, unchanged.
+# - A convolution with a fold keeps its node's name and attributes. Its weight and bias are initializers.
+# - Nothing is left over: no initializer, `Constant` node or `value_info` that only the folded pairs needed. What others read stays, unchanged,
+#   and so does `value_info` of tensors that are still there.
 # - New tensors do not take a name that is used anywhere in the model, subgraphs included.
 # - With equal inputs, outputs are equal within 1e-5 of the output's largest magnitude, in float32.
 #

@@ -137,5 +137,8 @@ def fold_batch_norms(model):
     tensors = [copy.deepcopy(t) for t in graph.initializer if t.name in now or t.name in open_names]
     graph.ClearField("initializer")
     graph.initializer.extend(tensors)
+    there = {o for node in graph.node for o in node.output} | {t.name for t in tensors}
+    told = [v for v in graph.value_info if v.name in there]
     graph.ClearField("value_info")
+    graph.value_info.extend(told)
     return model, kept
