@@ -35,7 +35,7 @@
 # needs. Names that are read inside a subgraph are needed, at any depth, if the node that has the subgraph is. Entries of `value_info` for tensors that are gone go too.
 #
 # **What stays as it is**, in both: graph inputs and outputs, with names, types and shapes; versions, metadata, texts, functions; subgraphs; the defaults
-# of graph inputs; every node that is left, in its place. An output may itself be an initializer or a graph input. If you prefer a
+# of graph inputs; every node that is left, in its place; what `value_info` says of the tensors that these nodes write. An output may itself be an initializer or a graph input. If you prefer a
 # `Constant` node for a folded output, that is accepted.
 #
 # **What is counted**, after one and then the other: the nodes left, and the bytes of the constants. **What is compared**: all outputs, with type and shape, computed by ONNX Runtime

@@ -122,6 +122,24 @@ def huge():
     return Case(model, "z one v y", 32, feeds=[], hints={"z": HINT_LARGE})
 
 
+def huge_by_others():
+    """The same by operators that nobody thinks of first."""
+    model = graph(f"""g ({X}) => (float[n, 4] y) <int64[1] s = {{400000000}}, float[1] a = {{1}}, int64 lo = {{0}}, int64 hi = {{400000000}}, int64 by = {{1}}> {{
+        e = Expand (a, s)  t = Tile (a, s)  r = Range (lo, hi, by)  f = Cast <to = 1> (r)
+        one = ReduceMax <keepdims = 0> (e)  two = ReduceMax <keepdims = 0> (t)  three = ReduceMax <keepdims = 0> (f)  v = Add (x, one)  w = Add (v, two)  y = Add (w, three) }}""")
+    return Case(model, "e t r f one two three v w y", 8 + 4 + 24, feeds=[], hints=dict.fromkeys("etr", HINT_LARGE))
+
+
+def counted_together():
+    """An input that is read twice has its bytes once; inputs go together, and so do results."""
+    model = graph(f"""g ({X}) => (float[n, 4] y, float[64] d, float[40] pq, float[16] v, int64[16] i) <int64[1] k = {{16}}> {{
+        d = Concat <axis = 0> (a, a)  pq = Concat <axis = 0> (p, q)  v, i = TopK (a, k)  y = Neg (x) }}""")
+    model.graph.initializer.extend(numpy_helper.from_array(rows(size, seed=seed), name) for seed, (name, size) in enumerate((("a", 32), ("p", 20), ("q", 20))))
+    hints = {"d": f"{HINT_LARGE[:-1]}. Its inputs are distinct names: one that is read twice counts once.", "v": f"{HINT_LARGE[:-1]}. Its results count together.",
+             "pq": "Its result has as many bytes as its inputs together."}
+    return Case(model, "d v y", 128 + 8 + 160, max_bytes=130, hints=hints)
+
+
 def large_weights():
     model = graph(f"""g ({X}) => (float[n, 64] y, float[n, 64] h) {{
         wt = Transpose <perm = [1, 0]> (w)  y = MatMul (x, wt)  half = Cast <to = 1> (v)  h = MatMul (x, half) }}""")
@@ -238,7 +256,7 @@ def shape_of_input():
 
 def dead_things():
     model = graph(f"""g ({X}, float[4] z) => (float[n, 4] y)
-        <float[n, 4] d1, float[n, 4] d3, float[4] a = {{1, 2, 3, 4}}, float[4] only_dead = {{1, 1, 1, 1}}, float[4] never = {{2, 2, 2, 2}}, float[2] b = {{1, 2}}> {{
+        <float[n, 4] d1, float[n, 4] d3, float[n, 4] y0, float[4] a = {{1, 2, 3, 4}}, float[4] only_dead = {{1, 1, 1, 1}}, float[4] never = {{2, 2, 2, 2}}, float[2] b = {{1, 2}}> {{
         d1 = Add (x, only_dead)  d2 = Exp (d1)  y0 = Add (x, a)  d3 = Mul (d2, y0)  l, r = Split <axis = 1> (d3)  noise = RandomNormal <shape = [3]> ()
         y = Relu (y0) }}""")
     return Case(model, "y0 y", 16, [{"x": rows(2, 4), "z": rows(4)}])
@@ -257,7 +275,7 @@ def header():
 
 HAND = {"a chain": chain, "shape arithmetic": shape_arithmetic, "an old opset": old_opset, "kinds of Constant": constant_kinds, "an input with a default": default_input,
         "random operators": random_nodes, "Dropout": dropout, "limit 1024": lambda: limits(1024), "limit 100": lambda: limits(100), "limit 127": lambda: limits(127),
-        "limit 128": lambda: limits(128), "limit 100000": lambda: limits(100_000), "4 GiB from 16 bytes": huge, "large weights": large_weights, "types": types,
+        "limit 128": lambda: limits(128), "limit 100000": lambda: limits(100_000), "4 GiB from 16 bytes": huge, "gigabytes by other operators": huge_by_others, "bytes counted together": counted_together, "large weights": large_weights, "types": types,
         "BF16": bfloat16_left, "the interface": interface, "nothing left to compute": nothing_left, "one output of several": one_of_many, "inputs left out": optional_inputs,
         "branches": branches, "nested branches": nested, "a loop": loop, "a constant condition": constant_condition, "sequences": sequences, "another domain": foreign,
         "what the evaluator lacks": not_computed, "the shape of an input": shape_of_input, "dead nodes": dead_things, "names and texts": header}
@@ -380,6 +398,10 @@ def check_form(before, after, call):
             at += old[at:].index(text) + 1
         elif not (node.op_type == "Constant" and set(node.output) <= written):
             raise Wrong("A node that is left is not as it was, or not in its place.", call, f"{node.op_type} that writes {', '.join(node.output)}")
+    told, here = {v.name: v.SerializeToString(deterministic=True) for v in after.graph.value_info}, {o for n in after.graph.node for o in n.output}
+    for value in before.graph.value_info:
+        if value.name in here and told.get(value.name) != value.SerializeToString(deterministic=True):
+            raise Wrong("An entry of value_info is gone or changed, and a node still writes its tensor.", call, sorted(told), f"{value.name} among them, as it was")
     twice = [t.name for t in after.graph.initializer if not t.name]
     if twice:
         raise Wrong("An initializer has the empty name: an empty output is one that nobody asked for.", call, f"{len(twice)} of them")
