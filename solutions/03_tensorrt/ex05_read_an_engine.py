@@ -43,7 +43,7 @@
 # **`tensor_facts(tensor)`** returns `(type, bytes)`.
 #
 # - `type` is `"FP32"`, `"FP16"`, `"INT8"`, `"INT32"` or `"BOOL"`. The text of `"Format/Datatype"` says it in one of these words, in upper or
-#   lower case, or as `Float` and `Half`. `ValueError` with that text if it says none of them.
+#   lower case, or as `Float` and `Half`. `ValueError` with that text if it says none of them; a word counts as a whole, so `BFloat16` says none.
 # - `bytes` is what the tensor takes in memory. Where the text says that channels come in groups, dimension 1 is rounded up to
 #   whole groups: `channel % 8 == 0` means 8; `Two wide`, `Four wide`, `Sixteen wide`, `Thirty-two wide` mean 2, 4, 16, 32.
 #

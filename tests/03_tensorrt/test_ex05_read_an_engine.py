@@ -284,6 +284,9 @@ def test_read_layers_dynamic(submission):
     """read_layers refuses the layers of an engine with a dynamic batch, and names a tensor; it reads them where the shapes are set"""
     engine = recorded("residual_fp16_dynamic")
     refused(submission, engine["inspector"], "an engine with a dynamic batch", ("image",))
+    late = {"Layers": [{"Name": n, "LayerType": "PointWiseV2", "Metadata": "", "Inputs": [{"Name": f"{n}_in", "Dimensions": [4], "Format/Datatype": "Float"}],
+                        "Outputs": [{"Name": f"{n}_out", "Dimensions": dims, "Format/Datatype": "Float"}]} for n, dims in (("one", [4]), ("two", [2, -1]))]}
+    refused(submission, json.dumps(late), "layers of which the last one's output alone has a dimension of -1", ("two_out",))
     text = engine["at_shape"]["inspector"]
     if submission.call("read_layers", text) != json.loads(text, strict=False)["Layers"]:
         raise Wrong("read_layers returns the list 'Layers', unchanged.", "read_layers(<the same engine, asked through the context of a run>)", expected="its layers")
@@ -292,7 +295,7 @@ def test_read_layers_dynamic(submission):
 @pytest.mark.parametrize("text", FORMATS)
 def test_tensor_facts(submission, text):
     """tensor_facts knows type and bytes of every format"""
-    for dims in ([8, 3, 32, 32], [1, 20, 7, 5], [2, 33, 1, 1], [4, 64, 6, 6], [3, 1, 2, 2]) + (([], [5], [7, 10], [2, 4, 9]) if FORMATS[text][2] == 1 else ()):
+    for dims in ([8, 3, 32, 32], [1, 20, 7, 5], [2, 33, 1, 1], [7, 10], [2, 5, 9], [1, 3, 4, 5, 6]) + (([], [5]) if FORMATS[text][2] == 1 else ()):
         for ending in ("", "."):
             tensor = {"Name": "x", "Location": "Device", "Dimensions": dims, "Format/Datatype": text + ending}
             got, want = submission.call("tensor_facts", tensor), facts(tensor)
@@ -308,7 +311,7 @@ def test_tensor_facts(submission, text):
 
 def test_tensor_facts_refuses(submission):
     """tensor_facts refuses a format that names no type"""
-    for text in ("N/A due to dynamic shapes", "Unknown format", "Row major linear FP8"):
+    for text in ("N/A due to dynamic shapes", "Unknown format", "Row major linear FP8", "Row major linear BFloat16", "Row major linear UInt8"):
         try:
             got = submission.attempt("tensor_facts", {"Name": "x", "Dimensions": [1, 2], "Format/Datatype": text})
         except Raised as error:
@@ -317,7 +320,8 @@ def test_tensor_facts_refuses(submission):
             if "ValueError" not in error.bases or text not in error.text:
                 raise Wrong("A format without a known type is a ValueError that shows the text.", f"tensor_facts(… {text!r})", str(error), f"ValueError with {text!r}") from None
             continue
-        raise Wrong("A format without a known type is a ValueError that shows the text.", f"tensor_facts(… {text!r})", got, "ValueError")
+        found = " A word counts as a whole: neither is BFloat16 Float nor UInt8 Int8." if re.search("BFloat|UInt", text) else ""
+        raise Wrong(f"A format without a known type is a ValueError that shows the text.{found}", f"tensor_facts(… {text!r})", got, "ValueError")
 
 
 def test_nodes_in(submission):
@@ -387,6 +391,13 @@ def test_nodes_in_a_subgraph(submission):
         layer = {"Name": "{ForeignNode[a...b]}", "LayerType": "Myelin", "Metadata": "", "Inputs": [{"Name": n, "Dimensions": [4, 64, 128], "Format/Datatype": "Row major linear FP32"} for n in inputs],
                  "Outputs": [{"Name": n, "Dimensions": [4, 64, 128], "Format/Datatype": "Row major linear FP32"} for n in outputs]}
         check_nodes(submission, layer, nodes, between(inputs, outputs, nodes), f"nodes_in(<a Myelin layer from {inputs} to {outputs}>, <the nodes of attention_fp16>)")
+    nodes = [{"name": n, "op_type": n, "inputs": i, "outputs": o} for n, i, o in (("Split", ["x", "sizes"], ["left", "right"]), ("Relu", ["right"], ["r"]), ("Tanh", ["left"], ["t"]))]
+    layer = {"Name": "{ForeignNode[Split...Tanh]}", "LayerType": "Myelin"} | {side: [{"Name": n, "Dimensions": [4], "Format/Datatype": "Float"}] for side, n in (("Inputs", "x"), ("Outputs", "r"))}
+    check_nodes(submission, layer, nodes, ["Split", "Relu"], "nodes_in(<a Myelin layer from ['x'] to ['r'], without the key Metadata>, <Split with two outputs, Relu, Tanh>)")
+    got = submission.call("nodes_in", layer | {"Metadata": "[ONNX Layer: Relu]\x1f[ONNX Layer: Tanh]"}, nodes)
+    if plain(got) != ["Relu", "Tanh"]:
+        raise Wrong("A Myelin layer that has metadata holds the nodes that it names: its tensors are followed only where it names none.",
+                    "nodes_in(<a Myelin layer from ['x'] to ['r'], whose metadata names Relu and Tanh>, <Split, Relu, Tanh>)", got, ["Relu", "Tanh"])
 
 
 @pytest.mark.parametrize("name", recorded_engines())
@@ -416,6 +427,8 @@ def test_report_counts_once(submission):
     check_report(submission, layers[1:], nodes, "report(<three layers: a copy, b that reads one tensor twice, c>, <nodes gone, a, b, c>)")
     check_report(submission, layers, nodes, "report(<four layers: a NoOp, a copy, b that reads one tensor twice, c>, <nodes gone, a, b, c>)")
     check_report(submission, [], nodes, "report([], <4 nodes>)")
+    check_report(submission, [{"Name": "a", "LayerType": "PointWiseV2", "Inputs": [tensor("x"), tensor("x3")], "Outputs": [tensor("x3")], "Metadata": "[ONNX Layer: a]"}], nodes,
+                 "report(<one layer, which writes a tensor that it reads>, <nodes gone, a, b, c>)")
     tail = {"Name": "c's end", "LayerType": "kgen", "Inputs": [tensor("z")], "Outputs": [tensor("end", text="Row major linear FP32")], "Metadata": "[ONNX Layer: c]\x1f[ONNX Layer: gone]"}
     check_report(submission, [*layers, tail], nodes, "report(<five layers, of which two hold c>, <nodes gone, a, b, c>)")
     check_difference(submission, [*layers, tail], [], nodes, "difference(<five layers, of which two hold c>, [], <nodes gone, a, b, c>)")

@@ -1,6 +1,7 @@
-"""Files the nodes under the type that their layer writes.
-fails: test_report_of_an_engine_built_here
-says: The types that the nodes read are wrong
+"""Knows the maker of a node's first output alone.
+
+fails: test_nodes_in_a_subgraph
+says: backwards up to its inputs
 """
 import json
 import math
@@ -47,7 +48,7 @@ def nodes_in(layer, nodes):
     if not named and layer.get("Origin") == "QDQ":
         named = {re.sub(r"_clone_\d+$", "", layer["Name"])}
     elif not named and layer["LayerType"] == "Myelin":
-        makers = {output: node for node in nodes for output in node["outputs"]}
+        makers = {node["outputs"][0]: node for node in nodes}
         ends, open_tensors = {t["Name"] for t in layer["Inputs"]}, [t["Name"] for t in layer["Outputs"]]
         while open_tensors:
             tensor = open_tensors.pop()
@@ -75,7 +76,7 @@ def report(layers, nodes):
             result["fused"].append(inside)
         if inside:
             for node in inside:
-                kind_of.setdefault(node, tensor_facts(layer["Outputs"][0])[0])
+                kind_of.setdefault(node, tensor_facts(layer["Inputs"][0])[0])
         else:
             result["inserted"].append(layer["Name"])
             result["inserted_bytes"] += amount

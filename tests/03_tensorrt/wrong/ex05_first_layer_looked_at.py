@@ -1,6 +1,7 @@
-"""Names every node, changed or not.
-fails: test_difference_of_recorded_engines
-says: same home in both engines
+"""Takes the first layer's word for all of them.
+
+fails: test_read_layers_dynamic
+says: has to raise ValueError
 """
 import json
 import math
@@ -15,7 +16,7 @@ def read_layers(text):
         raise ValueError(f"this is not what the inspector writes in JSON: {error!r}") from None
     if not isinstance(layers, list):
         raise ValueError("'Layers' is no list")
-    for layer in layers:
+    for layer in layers[:1]:
         if not isinstance(layer, dict):
             raise ValueError(f"the engine holds names only, as {str(layer)[:60]!r}: build it with profiling_verbosity DETAILED")
         for tensor in [*layer.get("Inputs", []), *layer.get("Outputs", [])]:
@@ -99,4 +100,4 @@ def difference(before, after, nodes):
         return home
 
     old, new = homes(before), homes(after)
-    return {node["name"]: (old.get(node["name"]), new.get(node["name"])) for node in nodes}
+    return {node["name"]: (old.get(node["name"]), new.get(node["name"])) for node in nodes if old.get(node["name"]) != new.get(node["name"])}
