@@ -21,7 +21,7 @@
 # | --- | --- | --- | --- |
 # | `"version"` | a node has attributes that its operator does not have in the imported opset: they have become inputs | the node's | they become inputs of the same name; the opset stays |
 # | `"order"` | a node reads a tensor that a later node writes; branches of an `If` read outer names, too | the name of the first such node in the file | the nodes in a valid order, each unchanged |
-# | `"type"` | a stored constant has a type that does not fit where it is used | the constant's | the same values in the type that fits |
+# | `"type"` | a stored constant has a type that does not fit where it is used: a float of another width, or an int of another width | the constant's | the same values in the type that fits |
 # | `"frozen"` | the target of a `Reshape` holds the batch of the example as a number | the target's | a target for every batch |
 # | `"declared"` | a graph output, or an entry of `value_info`, declares a shape that is not true; a number for the batch is not true either | the tensor's | the true shape |
 # | `"broadcast"` | a constant of shape (C,) is meant for the channels of (N, C, H, W), and meets the last axis | the constant's | the constant in shape (C, 1, 1) or (1, C, 1, 1) |

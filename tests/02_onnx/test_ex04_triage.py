@@ -296,9 +296,11 @@ def type_(seed, kind):
     elif kind == "branch":
         node = next(n for n in broken.model.graph.node if n.op_type == "If")
         broken.where = next(i for i in node.attribute[0].g.node[0].input if i in net.constants)
+    elif kind == "double":       # the one that belongs in the part that computes in float64
+        broken.where = next(n for n, a in net.constants.items() if a.dtype == np.float64)
     else:
-        broken.where = net.target
-    broken.replace(broken.where, net.constants[broken.where].astype("i4" if kind == "shape" else "f8"))
+        broken.where = net.target if kind == "shape" else net.bias
+    broken.replace(broken.where, net.constants[broken.where].astype({"shape": "i4", "double": "f4", "half": "f2"}.get(kind, "f8")))
     return broken
 
 
@@ -360,7 +362,7 @@ def none(seed, kind):
 MAKERS = {"version": version, "order": order, "type": type_, "frozen": frozen, "declared": declared, "broadcast": broadcast, "none": none}
 CASES = [("version", s, k) for s, k in enumerate(["reduce", "squeeze", "unsqueeze", "clip", "split", "clip", "clip", "reduce"], 100)]
 CASES += [("order", s, k) for s, k in enumerate(["neighbours", "appended", "shuffled", "branch", "neighbours", "branch"], 200)]
-CASES += [("type", s, k) for s, k in enumerate(["weight", "bias", "shape", "branch", "weight", "shape", "bias"], 300)]
+CASES += [("type", s, k) for s, k in enumerate(["weight", "bias", "shape", "branch", "double", "shape", "half", "double"], 300)]
 CASES += [("frozen", s, k) for s, k in enumerate(["zero", "minus", "fixed", "three", "allowzero", "zero whole", "three whole"], 400)]
 CASES += [("declared", s, k) for s, k in enumerate(["output number", "output rank", "output batch", "inner number", "inner batch", "output number"], 500)]
 CASES += [("broadcast", s, k) for s, k in enumerate(["plain"] * 5, 600)]

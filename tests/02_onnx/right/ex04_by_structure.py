@@ -130,10 +130,14 @@ def repair(model, code, name):
         graph.ClearField("node")
         graph.node.extend(done)
     elif code == "type":
-        fits = {np.dtype("f8"): np.float32, np.dtype("i4"): np.int64}
         array = numpy_helper.to_array(tensor)
-        if array.dtype in fits:
-            tensor.CopyFrom(numpy_helper.from_array(array.astype(fits[array.dtype]), name))
+        for kind in (np.float32, np.float64) if array.dtype.kind == "f" else (np.int64,):
+            tensor.CopyFrom(numpy_helper.from_array(array.astype(kind), name))
+            try:
+                infer(model)
+                break
+            except shape_inference.InferenceError:
+                pass
     elif code == "frozen":
         target = numpy_helper.to_array(tensor).copy()
         zero = any(n.op_type == "Reshape" and n.input[1] == name and any(a.name == "allowzero" and a.i for a in n.attribute) for n in graph.node)

@@ -120,7 +120,10 @@ def repair(model, code, name):
         graph.node.extend(out)
     if code == "type":
         array = numpy_helper.to_array(held(new)[name])
-        swap(held(new)[name], array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
+        for kind in ("f4", "f8") if array.dtype.kind == "f" else ("i8",):
+            swap(held(new)[name], array.astype(kind))
+            if objection(new, {}, {}) != "type":
+                break
     if code == "frozen":
         tensor = held(new)[name]
         array = numpy_helper.to_array(tensor).copy()
