@@ -57,7 +57,25 @@ def told(race, program):
             "labels": [race.first.label, race.second.label]}
 
 
-def play(features, classes, max_rows, seed, steps, mood=None):
+def play(*arguments, patience=6.0, **more):
+    """As `play_steps`, in a thread: {"stuck": number of the step} if a call does not come back. -1: the constructor; the number of steps: close."""
+    at, found, problem = [-1], [], []
+
+    def run():
+        try:
+            found.append(play_steps(*arguments, at=at, **more))
+        except Exception as error:                                   # the probe's own fault: raised below
+            problem.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name=threading.current_thread().name)
+    thread.start()
+    thread.join(patience)
+    if problem:
+        raise problem[0]
+    return found[0] if found else {"stuck": at[0]}
+
+
+def play_steps(features, classes, max_rows, seed, steps, mood=None, at=None):
     """Plays steps, each ["offset", array], ["submit", array] or ["result", number of the submit]; returns what each gave and cost."""
     if not hasattr(sys.modules["submission"], "Pair"):
         return {"missing": "Pair"}
@@ -67,7 +85,7 @@ def play(features, classes, max_rows, seed, steps, mood=None):
         return {"failed": made, "during": "Pair(device, program)"}
     pair, done, tickets, wants, kernels, kept, offset = made["ok"], [], [], [], [], [], None
     for kind, given in steps:
-        before = len(device.trace)
+        before, at[0] = len(device.trace), at[0] + 1
         if kind == "result":
             step = attempt(lambda given=given: pair.result(tickets[given]))
             if "ok" in step:
@@ -93,6 +111,7 @@ def play(features, classes, max_rows, seed, steps, mood=None):
     ordered = [[a, b] for a in range(len(kernels)) for b in range(a) if any(counted.ordered(before, x, y) for x in kernels[a] for y in kernels[b])]
     found = {"steps": done, "races": [told(r, program) for r in counted.races(device.trace)], "ordered": ordered,
              "kernels": [len(k) for k in kernels], "overwritten": [k[0] for k in kept if k and not np.array_equal(k[1], k[2], equal_nan=True)]}
+    at[0] = len(steps)
     found["closed"] = attempt(lambda: pair.close())
     found["left"] = device.live()
     return found
