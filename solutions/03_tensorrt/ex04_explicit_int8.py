@@ -20,7 +20,7 @@
 #
 # ## The contract
 #
-# Models have opset 13 or later, no subgraphs, any names, any number of inputs; each `Conv` has its `kernel_shape`. *Quantizable* are the nodes `Conv`, `Gemm` and `MatMul` whose input
+# Models have opset 13 or later (of ONNX's own operators; `opset_import` may list other domains before it), no subgraphs, any names, any number of inputs; each `Conv` has its `kernel_shape`. *Quantizable* are the nodes `Conv`, `Gemm` and `MatMul` whose input
 # 1 is a float32 initializer (its *weight*; for `MatMul` of two dimensions) and whose input 0 is not an initializer. Numbers are float32.
 #
 # **`calibrate(onnx_path, batches, percentile=100.0)`** returns a dict: tensor name to range (a Python float) for each float32
@@ -51,7 +51,7 @@
 # - With the builder flag INT8 where this release has it (until 10.16). Profiling verbosity is DETAILED, so that the engine can be read later.
 # - `ValueError` if the parser refuses the model, `RuntimeError` if the builder finds no engine; then no file is written.
 #
-# Counted: pairs, one build. Not counted: time, memory.
+# Counted: pairs, one build (by `build_serialized_network`). Not counted: time, memory.
 
 # %% [markdown]
 # ## What is installed here

@@ -52,7 +52,7 @@ def perceptron(path, seed=0, features=24, hidden=16, classes=6, name="x", prefix
     w3 = draw.normal(0, 1, (hidden, classes)) * loud_and_quiet(draw, classes, 20)[None, :]
     weights = {f"{p}w1": w1, f"{p}b1": draw.normal(0, 0.2, hidden), f"{p}w2": w2, f"{p}b2": draw.normal(0, 0.02, hidden), f"{p}w3": w3, f"{p}b3": draw.normal(0, 0.1, classes)}
     nodes = [node("Gemm", f"{p}first", [name, f"{p}w1", f"{p}b1"], f"{p}h1", transB=1), node("Relu", f"{p}relu1", [f"{p}h1"], f"{p}r1"),
-             node("Gemm", f"{p}second", [f"{p}r1", f"{p}w2", f"{p}b2"], f"{p}h2"), node("Relu", f"{p}relu2", [f"{p}h2"], f"{p}r2"),
+             node("Gemm", f"{p}second", [f"{p}r1", f"{p}w2", f"{p}b2"], f"{p}h2", **({"transB": 0} if p else {})), node("Relu", f"{p}relu2", [f"{p}h2"], f"{p}r2"),
              node("MatMul", f"{p}third", [f"{p}r2", f"{p}w3"], f"{p}h3"), node("Add", f"{p}bias", [f"{p}h3", f"{p}b3"], f"{p}scores")]
     return save(path, nodes, {name: ["n", features]}, {f"{p}scores": ["n", classes]}, {k: v.astype("f4") for k, v in weights.items()})
 
@@ -86,7 +86,7 @@ def mixed(path, seed=2):
              node("Cast", "narrow", ["v"], "half", to=TensorProto.FLOAT16), node("MatMul", "halves", ["half", "half.w"], "hh"),
              node("Cast", "widen", ["hh"], "wide", to=TensorProto.FLOAT),
              node("ConvTranspose", "up", ["wide", "k"], "z", group=8, pads=[1, 1]), node("Shape", "shape", ["z"], "size"),
-             node("ArgMax", "answer", ["z"], "best", axis=-1, keepdims=0), node("Add", "shift", ["z", "one"], "y")]
+             node("ArgMax", "answer", ["z"], "best", axis=-1, keepdims=0), node("Add", "shift", ["z", "one"], "y"), node("Split", "halve", ["z"], ["z.left", "z.right"], axis=-1)]
     return save(path, nodes, {"x": ["n", 8, 8]}, {"y": ["n", 8, 8], "best": (TensorProto.INT64, ["n", 8]), "size": (TensorProto.INT64, [3])},
                 weights | {"half.w": draw.normal(size=(8, 8)).astype("f2")})
 
@@ -213,6 +213,17 @@ def test_calibrate_percentile(submission, tmp_path, percentile):
     check_ranges(got, wanted_ranges(path, batches, percentile), call, PERCENTILE_TOLERANCE, guesses_for(path, batches, percentile))
 
 
+def test_calibrate_percentile_of_few(submission, tmp_path):
+    """calibrate takes the nearest rank: of few values too, the percentile is one of them"""
+    path = perceptron(tmp_path / "m.onnx", 3)
+    for percentile, rows in ((55.0, 1), (83.0, 1), (71.0, 2)):
+        batches = [feeds_of(path, 25, rows)]
+        call = f"calibrate('m.onnx', a batch of {rows}, percentile={percentile:g})"
+        between = {name: float(np.percentile(np.abs(array), percentile)) for name, array in computed(path, batches[0]).items()}
+        guesses = (("The range lies between two values: the nearest rank is one of them. (NumPy's percentile interpolates by default.)", between),)
+        check_ranges(submission.call("calibrate", path, batches, percentile), wanted_ranges(path, batches, percentile), call, PERCENTILE_TOLERANCE, guesses)
+
+
 def test_calibrate_generator(submission, tmp_path):
     """calibrate goes through the batches once: a generator will do"""
     path = perceptron(tmp_path / "m.onnx", 4, name="tokens:0")
@@ -226,9 +237,10 @@ def test_calibrate_float32_only(submission, tmp_path):
     """calibrate gives ranges to float32 tensors only"""
     path = mixed(tmp_path / "m.onnx")
     got = submission.call("calibrate", path, [feeds_of(path, 5, 2)])
-    want = {"x", "q", "t", "s", "u", "v", "wide", "z", "y"}
+    want = {"x", "q", "t", "s", "u", "v", "wide", "z", "y", "z.left", "z.right"}
     if not isinstance(got, dict) or set(got) != want:
-        raise Wrong("Ranges are for float32 activations: not for weights, not for INT64 or FP16 tensors.", "calibrate('m.onnx', [batch])",
+        missing = isinstance(got, dict) and set(got) < want
+        raise Wrong("A float32 activation has no range: a node may have several outputs, and each has one." if missing else "Ranges are for float32 activations: not for weights, not for INT64 or FP16 tensors.", "calibrate('m.onnx', [batch])",
                     sorted(got) if isinstance(got, dict) else got, sorted(want))
 
 
@@ -267,6 +279,9 @@ def test_calibrate_refuses(submission, tmp_path):
         bad["x"][1, 2] = value
         refused(submission, "calibrate", (path, [good, bad], 100.0), f"a batch with {value}", ("x",))
         refused(submission, "calibrate", (path, [bad, good], 99.0), f"a batch with {value}", ("x",))
+    path = save(tmp_path / "log.onnx", [node("Relu", "relu", ["pixels"], "positive"), node("Log", "log", ["positive"], "logarithm"), node("Relu", "end", ["logarithm"], "y")],
+                {"pixels": ["n", 4]}, {"y": ["n", 4]}, {})
+    refused(submission, "calibrate", (path, [feeds_of(path, 51, 6)], 100.0), "finite inputs whose logarithm is not finite", ("logarithm",))
 
 
 # ---- Q/DQ: the structure ----------------------------------------------------------------------------------------------
@@ -516,9 +531,16 @@ def test_qdq_skip(submission, tmp_path):
 
 
 def test_qdq_leaves_the_rest(submission, tmp_path):
-    """insert_qdq leaves products of two activations, constants on the left, three dimensions, FP16 and ConvTranspose alone"""
+    """insert_qdq leaves products of two activations, constants on the left, three dimensions, FP16, ConvTranspose and weights made by a node alone"""
     path, target = mixed(tmp_path / "m.onnx"), tmp_path / "q.onnx"
-    check_structure(submission, path, target, dict.fromkeys(("x", "q", "t", "s", "u", "v", "wide", "z", "y"), 3.0))
+    check_structure(submission, path, target, dict.fromkeys(("x", "q", "t", "s", "u", "v", "wide", "z", "y", "z.left", "z.right"), 3.0))
+    weight = numpy_helper.from_array(np.eye(8, dtype="f4") / 2)      # made by a node, so it is no initializer; and an operator set that comes before ONNX's own
+    path = save(path, [node("Constant", "maker", [], "made", value=weight), node("MatMul", "plain", ["x", "w"], "p"), node("MatMul", "by_made", ["p", "made"], "y")],
+                {"x": ["n", 8]}, {"y": ["n", 8]}, {"w": np.eye(8, dtype="f4")})
+    model = onnx.load(path)
+    model.opset_import.insert(0, helper.make_opsetid("ai.onnx.ml", 3))
+    onnx.save(model, path)
+    check_structure(submission, path, target, dict.fromkeys(("x", "p", "y"), 3.0))
 
 
 def test_qdq_shared_weight(submission, tmp_path):
@@ -554,6 +576,7 @@ def test_qdq_refuses(submission, tmp_path):
              ((path, {k: v for k, v in ranges.items() if k != "r2"}), {}, "no range for 'r2'", ("r2",)),
              ((path, ranges | {"r1": -1.0}), {}, "a negative range", ("r1",)), ((path, ranges | {"x": math.nan}), {}, "a range of NaN", ("x",)),
              ((path, ranges | {"r1": math.inf}), {}, "an infinite range", ("r1",)),
+             ((path, {k: v for k, v in ranges.items() if k != "h1"}, (), (("relu1", 0),)), {}, "no range for 'h1', which also names", ("h1",)),
              ((path, ranges, ("frist",)), {}, "a name in skip that is no node's", ("frist",)),
              ((path, ranges, (), (("nowhere", 0),)), {}, "a name in also that is no node's", ("nowhere",))]
     for arguments, _, why, words in cases:

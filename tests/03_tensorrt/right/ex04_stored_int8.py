@@ -68,8 +68,9 @@ def calibrate(onnx_path, batches, percentile=100.0):
 
 def insert_qdq(onnx_path, quantized_path, ranges, skip=(), also=()):
     model = onnx.load(onnx_path)
-    if model.opset_import[0].version < 13:
-        raise ValueError(f"opset {model.opset_import[0].version} is below 13")
+    opset, = (entry.version for entry in model.opset_import if not entry.domain)
+    if opset < 13:
+        raise ValueError(f"opset {opset} is below 13")
     graph = model.graph
     names = [n.name for n in graph.node]
     wrong = [n for n in list(skip) + [n for n, _ in also] if n not in names]
