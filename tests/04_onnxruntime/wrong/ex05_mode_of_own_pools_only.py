@@ -1,9 +1,8 @@
-"""Makes the pool of the process and leaves the sessions to want their own.
+"""Sets the execution mode only where a session has pools of its own.
 
 fails: test_open_pool_of_the_process
-says: It raised
+says: the plan's execution mode
 """
-# graded cell 1: keep this line
 import math
 
 
@@ -56,7 +55,6 @@ def choose(rows, allowed, bound_ms, rate):
     best = min(fit, key=lambda n: (replicas(rows[n]), rows[n]["cpu_ms"], threads(rows[n]), n))
     return {"row": best, "replicas": replicas(rows[best]), "cpus": rate * rows[best]["cpu_ms"] / 1000}
 
-# graded cell 2: keep this line
 import onnxruntime as ort
 
 
@@ -80,10 +78,11 @@ def open_sessions(model_path, plan, allowed):
         raise ValueError(f"{key} cannot be set for the pool of the process")
 
     options = ort.SessionOptions()
-    options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if plan["parallel"] else ort.ExecutionMode.ORT_SEQUENTIAL
     if plan["pool"] == "process":
         ort.set_global_thread_pool_sizes(plan["intra"], plan["inter"])
+        options.use_per_session_threads = False
     else:
+        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if plan["parallel"] else ort.ExecutionMode.ORT_SEQUENTIAL
         options.intra_op_num_threads, options.inter_op_num_threads = plan["intra"], plan["inter"]
         for pool in ("intra_op", "inter_op"):
             options.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if plan["spinning"] else "0")
@@ -92,7 +91,6 @@ def open_sessions(model_path, plan, allowed):
             options.add_session_config_entry("session.intra_op_thread_affinities", groups)
     return [ort.InferenceSession(model_path, options, providers=["CPUExecutionProvider"]) for _ in range(plan["sessions"])]
 
-# graded cell 3: keep this line
 import queue
 from concurrent.futures import ThreadPoolExecutor
 
