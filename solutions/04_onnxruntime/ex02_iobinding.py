@@ -29,17 +29,17 @@
 #   `start == stop`: no run.
 # - **`IndexError`** unless `0 <= start <= stop <= rows`; `ValueError` if the model's batch is fixed and `stop - start` is neither that number nor 0. Both name what was given.
 # - The `Window` keeps the arrays alive: a caller may forget them.
-# - What could not be used in place is refused when the `Window` is made, with the tensor's name in the message:
+# - What could not be used in place is refused when the `Window` is made, with the tensor's name in the message (of two that do not go together, one will do):
 #   - `ValueError` for a name that is missing or unknown, and for no outputs at all.
 #   - `ValueError` for another number of rows than the other arrays', and for another shape than the model's behind the first dimension.
 #   - `ValueError` for an array that is not C-contiguous or not aligned, and for an output that is read-only.
-#   - `ValueError` for an output that shares memory with an input or with another output.
+#   - `ValueError` for an output that shares memory with an input or with another output. Two inputs may share theirs.
 #   - `TypeError` for what is no NumPy array, and for another dtype than the model's. An array of the other byte order has another dtype.
 #
 # **`Stepper(session, carry)`** runs a recurrent model. `carry` is a dict from the name of an output to the name of the input that it becomes in the next step. The batch is dynamic.
 #
-# - **`reset(initial)`** takes an array for each input that is carried, and copies it. The arrays stay the caller's. It may be called again, with another batch. `initial` fits the model.
-# - **`step(feeds, outputs)`** runs one step on the callers' arrays: `feeds` for the inputs that are not carried, `outputs` for those outputs that the caller wants and that are not carried. They fit the model and the batch, and may be
+# - **`reset(initial)`** takes an array for each input that is carried, and copies it. The arrays stay the caller's. It may be called again, with another batch. `initial` fits the model, and its arrays are C-contiguous.
+# - **`step(feeds, outputs)`** runs one step on the callers' arrays: `feeds` for the inputs that are not carried, `outputs` for those outputs that the caller wants and that are not carried. They fit the model and the batch, are C-contiguous, and may be
 #   other arrays in each step. `RuntimeError` if there was no `reset`.
 # - **`state()`** returns a dict from the name of each carried input to a copy of what it holds now. `RuntimeError` if there was no `reset`.
 #

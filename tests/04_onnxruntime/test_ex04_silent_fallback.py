@@ -293,6 +293,17 @@ def test_problems(submission):
                 check_problems(submission, case, wanted, allowed, copy_bytes, f"graph {n + 1} of the grader")
 
 
+def test_problems_of_nothing(submission):
+    """problems says so where no node ran on the wanted provider, though its copies did, and where nothing ran at all"""
+    copy = Case(parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[n] x) => (float[n] y) {
+        [Memcpy] x_CUDA = MemcpyFromHost (x)  [Memcpy_token_1] h = MemcpyToHost (x_CUDA)  [only] y = Hardmax (h) }""").SerializeToString(),
+                [event("Memcpy", "MemcpyFromHost", CUDA, 64), event("Memcpy_token_1", "MemcpyToHost", CUDA, 64), event("only", "Hardmax", CPU, 64)],
+                [("Memcpy", "MemcpyFromHost", CUDA, 1), ("Memcpy_token_1", "MemcpyToHost", CUDA, 1), ("only", "Hardmax", CPU, 1)], [])
+    check_problems(submission, copy, CUDA, ["Hardmax"], 10**9, "copies alone ran on the device")
+    idle = Case(copy.model, [session_event("session_initialization")], [], [])
+    check_problems(submission, idle, CUDA, ["Hardmax"], 0, "a session that never ran")
+
+
 def test_problems_defaults(submission):
     """problems allows nothing by default"""
     case = scenario(3, nested=False)
