@@ -311,7 +311,10 @@ BAD = {
     "batch 0": [((0, 3, 32, 32), (1, 3, 32, 32), (4, 3, 32, 32))],
     "other channels than the model": [((1, 1, 32, 32), (1, 1, 32, 32), (4, 1, 64, 64))],
     "a range of channels": [((1, 1, 32, 32), (1, 3, 32, 32), (4, 3, 64, 64))],
+    "fixed channels in min and opt, more in max": [((1, 3, 32, 32), (1, 3, 32, 32), (4, 5, 64, 64))],
     "another rank": [((1, 3, 32), (1, 3, 32), (4, 3, 64))],
+    "opt of another rank than min and max": [((1, 3, 32, 32), (1, 3, 32), (4, 3, 64, 64))],
+    "max of another rank": [((1, 3, 32, 32), (1, 3, 32, 32), (4, 3, 64, 64, 1))],
     "no profile": [],
 }
 
