@@ -40,7 +40,7 @@
 #     - Where it has not, the model alone decides: `ValueError`, as from `require`, if a compute node is not in `asked`.
 #     - A model that is not FP32 throughout cannot be built for `"FP32"`, in any release: `ValueError` likewise.
 #     - `ValueError` with the parser's words if it refuses the model. After any error nothing was built or written.
-#     - Build once, with `trt.ProfilingVerbosity.DETAILED`: without it nobody can look into the engine later.
+#     - Build once, by `build_serialized_network` and with `trt.ProfilingVerbosity.DETAILED`: without it nobody can look into the engine later.
 #     - The models have fixed shapes.
 # - `read_inspector(text)`: the reading of the JSON that the inspector gives. A compute layer's `LayerType` contains, in any case,
 #   `conv`, `gemm`, `matmul`, `matrixmultiply` or `correlation`. Its precision stands in the first input's `Format/Datatype`; where that says

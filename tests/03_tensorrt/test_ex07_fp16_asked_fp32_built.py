@@ -228,7 +228,8 @@ def test_require_accepts(submission, reading, asked):
     ([("stem", "FP16"), ("tail", "FP32")], "FP32", ["stem", "FP16"]),
     ([("conv", "FP16"), ("{ForeignNode[a...b]}", "unknown")], "FP16", ["{ForeignNode[a...b]}", "unknown"]),
     ([("quantized", "INT8"), ("other", "FP16")], "FP16", ["quantized", "INT8"]),
-], ids=["none", "1 of 100", "two of three", "FP32 asked", "unknown", "INT8"])
+    ([(f"layer_{i:02}", "FP32") for i in range(60)], "FP16", [f"layer_{i:02}" for i in range(60)]),
+], ids=["none", "1 of 100", "two of three", "FP32 asked", "unknown", "INT8", "all of 60"])
 def test_require_refuses(submission, reading, asked, needles):
     """require raises ValueError that names each layer that has another precision"""
     refuse(submission, "require", (reading, asked), f"{sum(p != asked for _, p in reading)} of {len(reading)} layers do not have the precision asked, "
@@ -304,20 +305,22 @@ def refuse_build(submission, path, folder, asked, mistake, needles):
 
 
 @pytest.mark.parametrize("case", ["all FP32", "FP16 inputs and outputs, FP32 inside", "an FP32 island", "the heaviest operator is FP32",
-                                  "weights stored in FP16, cast up"])
+                                  "weights stored in FP16, cast up", "BF16"])
 def test_fp16_asked(submission, tmp_path, case):
     """FP16 asked, FP32 in the model, and no flag to change it: ValueError before the build, with the layers' names"""
     if submission.probe("release")["flag"]:
         pytest.skip("not run here: this release has a flag for FP16")
-    path, truth = CASES[case]().save(tmp_path / "m.onnx")
-    refuse_build(submission, path, tmp_path, "FP16", "FP16 was asked for and FP32 was built, silently.", [n for n, p in truth if p == "FP32"])
+    path, truth = (CASES | ONNX_ONLY)[case]().save(tmp_path / "m.onnx")
+    refuse_build(submission, path, tmp_path, "FP16", f"FP16 was asked for and {'BF16' if case == 'BF16' else 'FP32'} was built, silently.", [n for n, p in truth if p != "FP16"])
 
 
-@pytest.mark.parametrize("case", ["all FP16", "an FP32 island"])
+@pytest.mark.parametrize("case", ["all FP16", "an FP32 island", "BF16"])
 def test_fp32_asked(submission, tmp_path, case):
-    """FP32 asked, FP16 in the model: ValueError before the build"""
-    path, truth = CASES[case]().save(tmp_path / "m.onnx")
-    refuse_build(submission, path, tmp_path, "FP32", "FP32 was asked for and FP16 was built, silently.", [n for n, p in truth if p == "FP16"])
+    """FP32 asked, FP16 or BF16 in the model: ValueError before the build"""
+    if case == "BF16" and not submission.probe("release")["typed"]:
+        pytest.skip("not run here: this release does not know BF16")
+    path, truth = (CASES | ONNX_ONLY)[case]().save(tmp_path / "m.onnx")
+    refuse_build(submission, path, tmp_path, "FP32", f"FP32 was asked for and {'BF16' if case == 'BF16' else 'FP16'} was built, silently.", [n for n, p in truth if p != "FP32"])
 
 
 @pytest.mark.parametrize("asked", ["fp8", "INT8", "", None], ids=str)
@@ -396,6 +399,13 @@ TEXTS = {
          layer("fp32_conv_reformat", "Reformat", F32), layer("residual", "CaskConvolution", F16, Inputs=[
              {"Name": "i", "Dimensions": [1, 8], "Format/Datatype": F16}, {"Name": "skip", "Dimensions": [1, 8], "Format/Datatype": F32}])],
         [("half_head_fp16", "FP32"), ("residual", "FP16")]),
+    "weights of another type than the input": (
+        [layer("a", "CaskConvolution", F16, Weights={"Type": "Float", "Count": 9}), layer("b", "CaskConvolution", "Row major Int8 format", Weights={"Type": "Half", "Count": 9})],
+        [("a", "FP16"), ("b", "INT8")]),
+    "each word of the contract, in any case": (
+        [layer("1", "CONVOLUTION", F32), layer("2", "BatchedGEMM", F16), layer("3", "MatMul", F16), layer("4", "matrixMultiply", F32), layer("5", "Correlation", F16),
+         layer("6", "MYELIN", F16), layer("7", "MATMUL", F32), layer("8", "PointWise", F32)],
+        [("1", "FP32"), ("2", "FP16"), ("3", "FP16"), ("4", "FP32"), ("5", "FP16"), ("6", "unknown"), ("7", "FP32")]),
     "no compute layer": ([layer("r", "Reformat", F16)], []),
 }
 
@@ -434,7 +444,7 @@ def test_recorded_inspector(submission, case):
 
 
 @pytest.mark.parametrize("text", ['{"Layers": ["stem + stem_relu", "body", "head"], "Bindings": ["x", "out"]}', '{"Layers": [], "Bindings": []}', "{}", "",
-                                  "no json at all"], ids=["names alone", "no layers", "nothing", "empty", "no JSON"])
+                                  "no json at all", '{"Layers": null}'], ids=["names alone", "no layers", "nothing", "empty", "no JSON", "null"])
 def test_inspector_without_details(submission, text):
     """An engine that tells no more than names, or nothing: ValueError"""
     refuse(submission, "read_inspector", (text,), "The text shows no precision at all, and was read as if it did.", [], f"read_inspector({text[:60]!r})")

@@ -1,7 +1,7 @@
-"""Looks for FP16 anywhere in a layer.
+"""Asks the weights first, and the input where there are none.
 
 fails: test_inspector
-says: first input
+says: computes in FP16, and the reading says FP32
 """
 import os
 
@@ -101,10 +101,9 @@ def read_inspector(text):
     for layer in layers:
         kind, precision = layer["LayerType"].lower(), "unknown"
         if any(word in kind for word in ("conv", "gemm", "matmul", "matrixmultiply", "correlation")):
-            if layer.get("Inputs"):
-                precision = spoken(json.dumps(layer))
-            if precision == "unknown":
-                precision = spoken(layer.get("Weights", {}).get("Type", ""))
+            precision = spoken(layer.get("Weights", {}).get("Type", ""))
+            if precision == "unknown" and layer.get("Inputs"):
+                precision = spoken(layer["Inputs"][0].get("Format/Datatype", ""))
             found.append((layer["Name"], precision))
         elif "myelin" in kind:
             found.append((layer["Name"], precision))

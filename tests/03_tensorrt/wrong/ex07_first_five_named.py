@@ -1,7 +1,7 @@
-"""Reads the types that the file holds, without inferring the others.
+"""Names five of the layers that were missed, and leaves the others out.
 
-fails: test_model
-says: the reading says unknown
+fails: test_require_refuses
+says: does not mention
 """
 import os
 
@@ -15,7 +15,7 @@ except ImportError:
 
 def model_precisions(onnx_path):
     """[(name, precision), ...] of the nodes of an ONNX file that convolve or multiply matrices."""
-    graph = onnx.load(onnx_path).graph
+    graph = onnx.shape_inference.infer_shapes(onnx.load(onnx_path)).graph
     types = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.value_info, *graph.output]}
     types |= {weight.name: weight.data_type for weight in graph.initializer}
     spoken = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.FLOAT16: "FP16", onnx.TensorProto.BFLOAT16: "BF16"}
@@ -44,7 +44,7 @@ def require(reading, asked):
     missed = [(name, precision) for name, precision in reading if precision != asked]
     if missed:
         raise ValueError(f"{asked} was asked for, and {len(missed)} of {len(reading)} compute layers have it not: "
-                         + ", ".join(f"{name} ({precision})" for name, precision in missed))
+                         + ", ".join(f"{name} ({precision})" for name, precision in missed[:5]))
 
 
 def build_checked(onnx_path, engine_path, asked="FP16"):
