@@ -1,9 +1,10 @@
 """Values that cross between a grader and the process that runs a submission.
 
 Only plain data crosses: None, bool, int, float, str, bytes, NumPy arrays (column order included) and scalars without
-object dtype, and lists, tuples and dicts of these. Nothing is pickled, so nothing that a submission sends can run code in the grader.
+object dtype, and lists, tuples and dicts of these (a dict of `collections` arrives as a plain one). Nothing is pickled, so nothing that a submission sends can run code in the grader.
 Whatever else a submission returns stays in its process, under a number: an `Opaque` stands for it on this side.
 """
+import collections
 import json
 import os
 import struct
@@ -47,7 +48,7 @@ def encode(value, keep=None) -> bytes:
                     "shape": list(v.shape), "order": "F" if columns else "C"}
         if type(v) in (list, tuple):
             return {type(v).__name__: [pack(item) for item in v]}
-        if type(v) is dict:
+        if type(v) in (dict, collections.OrderedDict, collections.defaultdict, collections.Counter):
             return {"dict": [[pack(key), pack(item)] for key, item in v.items()]}
         if isinstance(v, os.PathLike):
             return os.fspath(v)

@@ -133,6 +133,8 @@ class Event:
         with self.device.lock:
             self.device._not_capturing(f"asking {self.name}")
             done = self._at is None or self._at[0]._position > self._at[1]
+            if done and self._at:        # what the host does from here on comes after that work, as if it had waited
+                self.device._note("asked", f"host sees that {self.name} is done", after=(self._at[2],), host=True)
             if not done:
                 heads = self.device._heads()
                 self.device._step(self._at[0] if self._at[0] in heads else heads[0])

@@ -429,7 +429,7 @@ def test_report_counts_once(submission):
     check_report(submission, [], nodes, "report([], <4 nodes>)")
     check_report(submission, [{"Name": "a", "LayerType": "PointWiseV2", "Inputs": [tensor("x"), tensor("x3")], "Outputs": [tensor("x3")], "Metadata": "[ONNX Layer: a]"}], nodes,
                  "report(<one layer, which writes a tensor that it reads>, <nodes gone, a, b, c>)")
-    tail = {"Name": "c's end", "LayerType": "kgen", "Inputs": [tensor("z")], "Outputs": [tensor("end", text="Row major linear FP32")], "Metadata": "[ONNX Layer: c]\x1f[ONNX Layer: gone]"}
+    tail = {"Name": "c's end", "LayerType": "kgen", "Inputs": [tensor("z")], "Outputs": [tensor("end", text="Row major linear FP32"), tensor("too", text="Half")], "Metadata": "[ONNX Layer: c]\x1f[ONNX Layer: gone]"}
     check_report(submission, [*layers, tail], nodes, "report(<five layers, of which two hold c>, <nodes gone, a, b, c>)")
     check_difference(submission, [*layers, tail], [], nodes, "difference(<five layers, of which two hold c>, [], <nodes gone, a, b, c>)")
 
