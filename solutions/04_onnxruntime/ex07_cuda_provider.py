@@ -53,7 +53,7 @@
 #   `disable_synchronize_execution_providers` is `"1"`. It returns nothing.
 # - **`finish()`** waits with `synchronize_outputs()` of the binding, then returns a dict from each output's name to a NumPy array that belongs to the caller: no later run changes it.
 # - **`replay(feeds)`**, the call of the object, is `start` and `finish`.
-# - `start` raises `ValueError` for a missing or unknown name or another shape than planned, and `TypeError` for another dtype, each naming the input. Then nothing was run, and the next
+# - `start` raises `ValueError` for a missing or unknown name or another shape than planned, and `TypeError` for another dtype (the other byte order is one), each naming the input. Then nothing was run, and the next
 #   `start` is as good as ever. Arrays of any memory layout are taken.
 # - `RuntimeError` for a `start` while an earlier one is not finished, and for a `finish` with nothing started.
 # - Counted: one run for a call, no new `OrtValue` and no new binding after construction. The device memory keeps its addresses.

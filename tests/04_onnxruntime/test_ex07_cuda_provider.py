@@ -472,6 +472,8 @@ def test_replay_refuses(submission, tmp_path):
            ({"ids": ids[:2], "weight": weight}, ("ValueError",), ["ids"], "Fewer rows than planned."),
            ({"ids": ids, "weight": weight.T}, ("ValueError",), ["weight"], "The same number of elements in another shape: update_inplace takes it, and mixes the rows."),
            ({"ids": ids, "weight": weight.reshape(-1)}, ("ValueError",), ["weight"], "The same number of elements in another shape: update_inplace takes it."),
+           ({"ids": ids[..., None], "weight": weight}, ("ValueError",), ["ids"], "The same number of elements, with a dimension of 1 more: that is another shape than planned."),
+           ({"ids": ids, "weight": weight.astype(weight.dtype.newbyteorder())}, ("TypeError",), ["weight"], "The array has the other byte order: its dtype is called float32 too, and is another."),
            ({"ids": ids.astype(np.int32), "weight": weight}, ("TypeError",), ["ids"], "A narrower type: update_inplace takes it, and reads past its end."),
            ({"ids": ids, "weight": weight.astype(np.float64)}, ("TypeError",), ["weight"], "A wider type: update_inplace takes it, and cuts it."),
            ({"ids": ids, "weight": weight.view(np.int32)}, ("TypeError",), ["weight"], "Another type of the same size: update_inplace takes it, bit by bit.")]
