@@ -48,6 +48,18 @@ def test_asking_an_event_often_enough_gets_there(ready):
     while not event.done():
         asked += 1
     assert asked == 6 and np.abs(host_out.read((2, 3)) - program.expected(np.ones((2, 5)))).max() < 1e-5
+    assert not races(host_in.device.trace)
+
+
+def test_an_event_that_is_not_done_orders_nothing(ready):
+    _, _, stream, instance, host_in, host_out, there, back = ready
+    host_in.write(np.ones((2, 5), np.float32))
+    put_all(stream, instance, host_in, host_out, there, back)
+    event = host_in.device.event()
+    stream.record(event)
+    assert not event.done()
+    host_out.read((2, 3))
+    assert [race.memory for race in races(host_in.device.trace)] == [host_out.name]
 
 
 def test_a_copy_reads_the_host_when_it_runs_and_not_when_it_is_called(ready):

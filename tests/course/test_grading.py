@@ -1,4 +1,5 @@
 """No submission, however hostile, passes, escapes its limits, or harms the grader, the notebook or its kernel."""
+import collections
 import json
 import os
 import subprocess
@@ -193,6 +194,12 @@ def test_plain_data_crosses_unchanged(value):
         assert got.dtype == value.dtype and got.shape == value.shape and (got == value).all()
     else:
         assert got == value
+
+
+@pytest.mark.parametrize("value", [collections.OrderedDict(b=1, a=2), collections.defaultdict(list, a=[1]), collections.Counter("aab")], ids=lambda v: type(v).__name__)
+def test_a_dict_of_collections_arrives_as_a_plain_one(value):
+    got = decode(encode(value))
+    assert type(got) is dict and got == dict(value)
 
 
 def test_memory_order_crosses():
