@@ -468,6 +468,12 @@ def test_quantize_refuses(submission, tmp_path):
         bad = good.copy()
         bad[2, 1, 0, 0] = value
         cases += [(([{"x": good}, {"x": bad}],), f"a batch with {value}", ("x",))]
+    d = np.random.default_rng(6)
+    two, broken = ([{"left": d.normal(size=(5, 8)).astype("f4"), "right": d.normal(size=(5, 8)).astype("f4")} for _ in range(2)] for _ in range(2))
+    broken[1]["right"][3, 2] = np.nan
+    other = prepared(products(tmp_path / "two.onnx"))
+    refused(submission, "quantize", (other, str(target), [*two, *broken]), "a batch with nan in one of two inputs", ("right",))
+    no_file(target, "quantize(…)  (a batch with nan in one of two inputs)")
     cases += [(([{"x": good}], percentile), f"percentile {percentile:g}", ()) for percentile in (0.0, -5.0, 100.5)]
     for arguments, why, words in cases:
         refused(submission, "quantize", (source, str(target), *arguments), why, words)
@@ -505,6 +511,22 @@ def test_within(submission, tmp_path, planted, seed):
     everything = wanted_ranges(source, [*batches, validation])
     guess = [("The calibration saw the validation rows: then they prove nothing.", everything), ("The calibration saw the validation rows alone.", wanted_ranges(source, [validation]))]
     check_file(model, source, call, wanted_ranges(source, batches), exclude=got, guesses=guess + guesses_for(source, batches))
+
+
+def test_within_takes_the_limit_itself(submission, tmp_path):
+    """quantize_within takes an error that is the limit: at most is not below"""
+    source, target = prepared(convolutions(tmp_path / "m.onnx", 3)), tmp_path / "q.onnx"
+    batches, validation = [{"x": images(103, 40)}], {"x": images(203, 200)}
+    submission.call("quantize", source, str(target), batches)
+    share = float((answers(target, validation) != answers(source, validation)).mean())
+    target.unlink()
+    call = f"quantize_within('{Path(source).name}', 'q.onnx', batches, validation, {share})"
+    try:
+        got = submission.attempt("quantize_within", source, str(target), batches, validation, share)
+    except Raised as error:
+        raise Wrong("Without a node in float the error is the limit itself, and that is kept.", call, str(error), "[]") from None
+    if list(got):
+        raise Wrong("Without a node in float the error is the limit itself, and that is kept.", call, show(got), "[]")
 
 
 def test_within_judges_the_session(submission, tmp_path):

@@ -1,8 +1,8 @@
-"""Leaves out as many nodes as it may, without asking whether fewer are enough.
-fails: test_within
-says: More nodes are in float than needed
+"""Wants an error below the limit.
+
+fails: test_within_takes_the_limit_itself
+says: the limit itself, and that is kept
 """
-# graded cell 1: keep this line
 import onnxruntime as ort
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -18,7 +18,6 @@ def prepare(onnx_path, prepared_path):
         raise ValueError(f"ONNX Runtime cannot load {onnx_path}: {error}") from error
     quant_pre_process(onnx_path, prepared_path, skip_symbolic_shape=True)
 
-# graded cell 2: keep this line
 import contextlib
 import io
 
@@ -68,7 +67,6 @@ def quantizable(path):
     stored = {tensor.name for tensor in graph.initializer}
     return [node.name for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in stored]
 
-# graded cell 3: keep this line
 import itertools
 import shutil
 import tempfile
@@ -88,11 +86,11 @@ def quantize_within(prepared_path, quantized_path, batches, validation, limit, p
     tried = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "try.onnx"
-        for size in (min(most, len(names)),):
+        for size in range(min(most, len(names)) + 1):
             for exclude in itertools.combinations(names, size):
                 quantize(prepared_path, path, batches, percentile, exclude)
                 tried[exclude] = (answers(path) != wanted).mean()
-                if tried[exclude] <= limit:
+                if tried[exclude] < limit:
                     shutil.copyfile(path, quantized_path)
                     return list(exclude)
     best = min(tried, key=tried.get)

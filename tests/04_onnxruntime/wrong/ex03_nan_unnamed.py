@@ -1,8 +1,8 @@
-"""Caps the outputs that are kept, by an option that in 1.31.1 throws away what came before.
-fails: test_quantize_minmax
-says: The range of an activation is wrong
+"""Says that there is a NaN, and not where.
+
+fails: test_quantize_refuses
+says: does not name 'right'
 """
-# graded cell 1: keep this line
 import onnxruntime as ort
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -18,7 +18,6 @@ def prepare(onnx_path, prepared_path):
         raise ValueError(f"ONNX Runtime cannot load {onnx_path}: {error}") from error
     quant_pre_process(onnx_path, prepared_path, skip_symbolic_shape=True)
 
-# graded cell 2: keep this line
 import contextlib
 import io
 
@@ -39,12 +38,12 @@ def quantize(prepared_path, quantized_path, batches, percentile=None, exclude=()
     for batch in batches:
         for name, array in batch.items():
             if not np.isfinite(array).all():
-                raise ValueError(f"a calibration batch holds NaN or infinity in {name!r}")
+                raise ValueError("expected finite calibration data, found NaN or infinity")
         size = len(next(iter(batch.values())))
         rows += [{name: array[i:i + 1] for name, array in batch.items()} for i in range(size)]
     if not rows:
         raise ValueError("there is no calibration batch: ranges come from data")
-    how = {"extra_options": {"CalibMaxIntermediateOutputs": 16}}
+    how = {"calibrate_method": CalibrationMethod.MinMax}
     if percentile is not None:
         how = {"calibrate_method": CalibrationMethod.Percentile, "extra_options": {"CalibPercentile": percentile}}
     with contextlib.redirect_stdout(io.StringIO()):                                      # the tool prints its progress
@@ -68,7 +67,6 @@ def quantizable(path):
     stored = {tensor.name for tensor in graph.initializer}
     return [node.name for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in stored]
 
-# graded cell 3: keep this line
 import itertools
 import shutil
 import tempfile
