@@ -426,7 +426,7 @@ for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC"):
 # engine that you ship: run the same cases with its session, optimizations on, as the second half of the proof.
 #
 # **`BySize` is right for more than two rows. May you ship it?** With a check of the batch in front, and a test that it is there. `torch.export` knows the
-# assumption (`range_constraints` of the exported program), the ONNX file has no place for it.
+# assumption (`range_constraints` of the exported program: at least 3), the ONNX file has no field for it.
 #
 # **The framework's answer is FP32 on a GPU. Is it the yardstick?** Not without care: {term}`TF32` and other algorithms are in it. Take FP32 or float64 on the CPU, where the
 # model is small enough.
