@@ -364,8 +364,8 @@ print("optional inputs, by the session:", [v.name for v in session.get_overridab
 # **The model is quantized.** Fold before quantization. Afterwards weight scales belong to the unfolded weights, and Q/DQ nodes stand between the pair, which
 # is `"no_conv"` here. Quantization-aware training has to simulate the folded weights for this reason: they are what will be rounded.
 #
-# **Why does the standard allow other types for scale and variance than for the input?** Since opset 15 the input may be FP16 and the statistics FP32, as
-# mixed-precision training keeps them. So the new weight takes its type from the old weight, not from the statistics.
+# **Why does the standard allow other types for scale and variance than for the input?** Since opset 14 mean and variance may be FP32 beside an FP16 input, since 15 scale and
+# shift too, as mixed-precision training keeps them. So the new weight takes its type from the old weight, not from the statistics.
 #
 # **How do you test such a pass in CI?** As here: models that are written by hand with a known answer, each with one obstacle; random networks; the unfolded model in
 # float64 as the oracle. And assert the number of folds: a pass that matches nothing is always right, and useless.
