@@ -277,7 +277,7 @@ print("nodes, bytes after both:   ", len(remove_dead(generous).graph.node), remo
 # ## What it costs
 #
 # One pass forward and one back, each linear in nodes and edges. Every folded node is computed once, by NumPy: slow for a convolution of weights, and it happens in the
-# build, once. It costs bytes as well: whatever is stored instead of computed is loaded, and kept in memory, and read from there. That is a second reason for the limit, since an `Expand` is cheaper to compute than to read.
+# build, once. It costs bytes as well: whatever is stored instead of computed is loaded, and kept in memory, and read from there. That is a second reason for the limit, since an `Expand` is cheaper to compute than to load from a disk.
 #
 # Folding is not exact in every bit. NumPy and an engine may round an `Exp` differently, so the comparison has a tolerance for floats, and none for integers, strings and truth values.
 
