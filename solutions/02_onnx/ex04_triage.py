@@ -343,7 +343,7 @@ for code, model in PATIENTS.items():
 #
 # | fault | the repair that seems to do, and what it costs |
 # | --- | --- |
-# | version | import opset 12: every other operator changes its meaning as well. The `Softmax` of 12 took all dimensions from `axis` on as one; `Clip` has had its bounds as inputs since 11, so the model would still be refused |
+# | version | import opset 12: other operators change their meaning as well. The `Softmax` of 12 took all dimensions from `axis` on as one; `Clip` has had its bounds as inputs since 11, so the model would still be refused |
 # | order | `ort.InferenceSession` sorts by itself, and loads the file: nothing to do, until the next reader |
 # | type | a `Cast` behind the constant: a node for each engine to remove, and the file keeps twice the bytes. Or all float64 to float32: the part that needs float64 has lost it |
 # | frozen | a `Shape`, `Gather` and `Concat` in front: right, and three nodes for what one number says. Or -1 where a -1 already stands; or 0 under `allowzero`, which then means zero rows |
@@ -354,7 +354,7 @@ for code, model in PATIENTS.items():
 #
 # ## What it costs
 #
-# Each candidate of the last three faults is a session, and a session for a large model takes seconds and its whole memory. Cut the suspicious region out first with `onnx.utils.extract_model`, or narrow it: outputs are compared from
+# Each candidate of the last two questions is a session, and a session for a large model takes seconds and its whole memory. Cut the suspicious region out first with `onnx.utils.extract_model`, or narrow it: outputs are compared from
 # the front on, and the first tensor that differs has the fault in front of it. That needs the framework's intermediate values, not only its last.
 
 # %% [markdown] tags=["answer"]
