@@ -304,7 +304,7 @@ print("all changes:", bool(np.abs(history - changes).max() < 1e-4))
 # ## Follow-ups
 #
 # **What changes on a GPU?** Addresses on the host are no use to the device. `bind_cpu_input` copies at once and never again, so refilling the array has no effect. Keep `ort.OrtValue` on the device, `update_inplace` for what comes from the host,
-# and let the state stay there: `Stepper` works as it is with `"cuda"` for the state, and copies down only in `state`.
+# and let the state stay there: `Stepper` needs `"cuda"` for the state and nothing else, and copies a state down only in `state`. That was not run for this exercise.
 #
 # **How do you prove that nothing is copied?** By addresses: the one that is bound is the one of the caller's row. By counting: `tracemalloc` knows every buffer of NumPy. And by the profile, for copies that the session itself inserts as nodes.
 # Not by a stopwatch: a copy of a few kilobytes is lost in the noise, until the load grows.
