@@ -391,7 +391,7 @@ print("in float:", floats)
 # | --- | :-- | :-- |
 # | a session before `quant_pre_process` | the optimizer's failure is an error | it is a line in the log, and the file is written without the optimization |
 # | folding the norm | the convolution's output is already in balance | quiet channels are rounded to nothing first, then amplified (see the table of results) |
-# | basic level only | the file keeps to ONNX's operators | a higher level writes fused operators of `com.microsoft`, which neither the quantizer nor another engine knows |
+# | basic level only | the file keeps to ONNX's operators | a higher level writes fused operators of `com.microsoft`, of which the quantizer knows next to none, and other engines fewer still |
 # | `per_channel` | each output channel uses the whole range | the loudest sets the step for all; the default is `False` |
 # | `QUInt8` for activations | the integer kernels of x86-64 want it | with the default, INT8, [some operators stay in float](../../book/04_onnxruntime/questions/21_qoperator_and_qdq.md) |
 # | `reduce_range` | two products fit into 16 bits | on x86-64 without VNNI, sums saturate; the same file then answers differently on two machines |
@@ -410,7 +410,7 @@ print("in float:", floats)
 # (`CalibMaxIntermediateOutputs` promises less memory for MinMax. In 1.31.1 it drops what it has collected each time the cap is reached, unread: pull request 32577,
 # open in September 2026, repairs it.)
 # Trying all lists of two out of n layers costs n²/2 quantizations. With 50 layers go greedily, and keep the ranges: `calibration_cache_path` runs the
-# calibration once for all tries. Mind that the cache knows only its method. It does not notice another model, other data, or another percentile.
+# calibration once for all tries. Mind that the cache knows only its method, and whether SmoothQuant was on. It does not notice another model, other data, or another percentile.
 #
 # Seven-bit weights cost one bit of resolution. On machines that all have VNNI, or on Arm, give it back. A layer in float costs its speed, and a conversion on each side.
 
@@ -419,7 +419,7 @@ print("in float:", floats)
 #
 # **Which optimizer quantized `mid` again, and why does it exist?** `WeightBiasQuantization`, at the basic level. It completes files of other tools that put pairs on
 # activations only, so that integer kernels match (microsoft/onnxruntime, pull request 22969). It looks at `Conv`, `ConvTranspose` and `Gemm` with a dequantized input and a quantized output;
-# pull request 24537 added the condition on the output after it had cost a customer accuracy, and 25673 let ReLU and Clip stand between. `MatMul` is not touched.
+# pull request 24537 added the condition on the output after it had cost a customer accuracy, and 25673 let a single path of nodes stand between that keep type and shape, such as ReLU. `MatMul` is not touched.
 #
 # **How do you keep one inner `Conv` in float then?** Exclude the reader of its output too, as `quantize_within` found, if no other reader wants it quantized. Or load with
 # `disabled_optimizers=["WeightBiasQuantization"]`, an argument of `ort.InferenceSession`: then every service that loads the file has to know. Best is to
