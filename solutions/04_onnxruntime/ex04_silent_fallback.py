@@ -279,7 +279,7 @@ for providers, wanted in (([CPU], CPU), ([AZURE, CPU], CPU), ([AZURE, CPU], AZUR
 #
 # ## What it costs
 #
-# - The record costs nothing that you would notice: it is written while the graph is divided. Ask for it in production.
+# - The record is written once, while the graph is divided, and no run pays for it. Ask for it in production; what it adds to the start was not measured here.
 # - A profile costs time in every run, and a file that grows. Take one in a test, with the shapes of production, and end it.
 # - The saved graph is for reading. It has the copies of that session in it, and a session on another provider refuses it, as the cell below shows.
 
