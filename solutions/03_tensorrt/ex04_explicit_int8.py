@@ -96,7 +96,7 @@ print("calibrate on", len(calibration), "digits, judge by", len(test), "others")
 # %% [markdown] tags=["hint"]
 # **Hint 3.** QuantizeLinear without a zero point makes uint8: give an int8 initializer of zeros, of the scale's shape. Check
 # ranges and names first and call `onnx.save` last. In `build_engine`: `getattr(trt.BuilderFlag, "INT8", None)`,
-# `config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED`, and for 8.6 the flag `EXPLICIT_BATCH` of `create_network`.
+# `config.profiling_verbosity` at `DETAILED`, and for 8.6 the flag `EXPLICIT_BATCH` of `create_network`.
 
 # %% [markdown]
 # ## Step one: calibrate

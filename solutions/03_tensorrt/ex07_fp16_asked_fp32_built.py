@@ -124,7 +124,7 @@ for label, path in models.items():
 # `STRONGLY_TYPED`, which 8.6 lacks. `getattr(trt.BuilderFlag, "FP16", None)` is None where the flag is gone.
 
 # %% [markdown] tags=["hint"]
-# **Hint 3.** The inspector: `inspector = engine.create_engine_inspector()`, then
+# **Hint 3.** The inspector: `engine.create_engine_inspector()`, then
 # `inspector.get_engine_information(trt.LayerInformationFormat.JSON)`; Python's reader takes control characters with `strict=False`. Releases write
 # `Row major linear FP16 format`, `Half`, `Float`, `BFloat16`: look for BFloat16 before Float. With dynamic inputs a format may be `N/A due to dynamic shapes`, also
 # after `inspector.execution_context` was given a context whose input shapes are set but not inferred (`infer_shapes`); `"Weights": {"Type": "Half", …}` still tells.

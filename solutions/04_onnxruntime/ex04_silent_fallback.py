@@ -100,7 +100,7 @@ for node in optimized.graph.node:
 # the input of the other. `because` for `MemcpyToHost`: readers of the output. For `MemcpyFromHost`: the maker of the input, if there is one, else the readers of the input. Then keep those that ran on another provider than the copy itself.
 
 # %% [markdown] tags=["hint"]
-# **Hint 3.** For `open_checked`: `options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")`, then `session.get_provider_graph_assignment_info()`: each part has `ep_name` and `get_nodes()`, and a node has `name` and `op_type`. Pass
+# **Hint 3.** For `open_checked`: the session config entry `session.record_ep_graph_assignment_info` with the value `"1"`, then `session.get_provider_graph_assignment_info()`: each part has `ep_name` and `get_nodes()`, and a node has `name` and `op_type`. Pass
 # `enable_fallback=0` to the constructor, so that a misspelled provider raises at once, and the session that you return does not retry elsewhere either.
 
 # %% [markdown]

@@ -104,7 +104,7 @@ except Exception as problem:
 
 # %% [markdown] tags=["hint"]
 # **Hint 2.** The text form of ONNX is the shortest way to a body: `onnx.parser.parse_function`. Inside, `@epsilon` is the attribute of the call, as in
-# `e = Constant <value_float: float = @epsilon> ()`. The body is read at the model's opset, so its own import has to say the same, and `ReduceMean` takes its axes as an attribute until 17, as an
+# `Constant <value_float: float = @epsilon> ()`. The body is read at the model's opset, so its own import has to say the same, and `ReduceMean` takes its axes as an attribute until 17, as an
 # input since 18. `CastLike` brings the result back to the type of `x`. If one function calls another, it imports `course.lab`, and `onnx.reference` wants the called one first in the file:
 # put yours in front of the others.
 
