@@ -13,7 +13,7 @@ A configuration without a valid run shows a dash: nothing is filled in. Under th
     ```
 
 Runs of the suite cpupeers: the first row is ONNX Runtime's time, the others are ratios to it, with the least and the largest of the rounds.
-``:of: cpu`` shows the processor time in place of the time by the clock.
+``:of: cpu`` shows the runs that are judged by their processor time, and that time, in place of those by the clock.
 
     ```{cost-table} resnet50 fp16
     :systems: h200x2-trt86, h200x2-ort131
@@ -225,18 +225,20 @@ class PeerTable(BenchTable):
         root = Path(self.env.srcdir)
         model, precision = self.arguments
         systems = [name.strip() for name in self.options.get("systems", "").split(",") if name.strip()]
-        found = {(run["configuration"]["batch"], run["configuration"]["threads"]): run for run in valid_runs(root, f"*_cpupeers.{model}-{precision}-b*-t*") if run.get("system") in systems}
+        judged = self.options.get("of", "clock")
+        found = {(run["configuration"]["batch"], run["configuration"]["threads"]): run for run in valid_runs(root, f"*_cpupeers.{model}-{precision}-b*-t*")
+                 if run.get("system") in systems and run["configuration"]["judged"] == judged}
         if not found:
-            raise runs.RunError(f"{model} {precision}: no valid run of cpupeers on {', '.join(systems)}")
+            raise runs.RunError(f"{model} {precision}: no valid run of cpupeers on {', '.join(systems)}, judged by {judged}")
         for run in found.values():
             self.env.note_dependency(str(runs.run_path(root, run["id"])))
         return found
 
     def cell(self, run: dict[str, Any], way: str) -> str:
-        cpu = self.options.get("of") == "cpu"
+        kind = run["configuration"]["judged"]
         if way == "ort":
-            return f"{run['results']['ort_cpu' if cpu else 'ort_back_to_back']['p50']:.3g} ms"
-        ratio = run["results"]["cpu_ratio" if cpu else "ratio"][way]
+            return f"{run['results'][f'ort_{kind}_back_to_back']['p50']:.3g} ms"
+        ratio = run["results"]["ratio"][kind][way]
         return f"{ratio['p50']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
 
     def drawn(self, found: dict[tuple[int, int], dict[str, Any]]) -> list[nodes.Node]:
@@ -257,7 +259,7 @@ class PeerTable(BenchTable):
         return [table, self.note(Path(self.env.srcdir), found)]
 
     def linked(self, run: dict[str, Any], way: str) -> nodes.Node | str:
-        if way not in run["results"]["ratio"]:
+        if way not in run["results"]["ratio"]["clock"]:
             return "–"
         return questions.link_to_run(self.env, self.cell(run, way), f"runs/{run['id']}.json", run["id"], ["measured"])
 
