@@ -102,6 +102,7 @@ def time_calls(
     block_s: float = 0.01,
     singles: int = 24,
     longest_s: float = 6.0,
+    rest: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, tuple[str, list[list[float]]]], dict[str, Any]]:
     """Times ``call``, which may only enqueue work that ``wait`` waits for. Milliseconds, by the host's clock.
@@ -109,6 +110,7 @@ def time_calls(
     Two series: ``back_to_back``, one sample = the time of a block of calls with one wait at its end, over the calls
     (what a loaded engine needs a batch); ``latency``, one sample = one call and its wait (what one request sees).
     ``longest_s`` bounds the sampling of slow work: fewer samples are taken then, and the verdict may call them too few.
+    ``rest`` is a pause after each block, in lengths of that block: a board that rests stays below its power limit, and so at one clock.
     """
     call()
     wait()
@@ -136,7 +138,10 @@ def time_calls(
             for _ in range(inner):
                 call()
             wait()
-            values.append((clock() - start) / inner * 1e3)
+            spent = clock() - start
+            values.append(spent / inner * 1e3)
+            if rest:
+                time.sleep(rest * spent)
         busy.append(values)
         values = []
         for _ in range(singles):
@@ -146,7 +151,7 @@ def time_calls(
             values.append((clock() - start) * 1e3)
         alone.append(values)
     series = {"back_to_back": ("ms", busy), "latency": ("ms", alone)}
-    return series, {"warm_up_s": warm_up_s, "warm_up_calls": calls, "calls_per_block": inner, "rounds": rounds}
+    return series, {"warm_up_s": warm_up_s, "warm_up_calls": calls, "calls_per_block": inner, "rounds": rounds, **({"rest": rest} if rest else {})}
 
 
 # Source: NVML's nvmlClocksEventReasons, CUDA 13.0. Power cap, thermal and brake slowdowns are what a benchmark has to know.

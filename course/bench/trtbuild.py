@@ -369,7 +369,7 @@ def tactics(trt, engine) -> dict[str, str]:
     """For each layer of an engine built with DETAILED verbosity, the tactic that it runs; empty where the engine does not tell."""
     try:
         text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-        layers = json.loads(text).get("Layers", [])
+        layers = json.loads(text, strict=False).get("Layers", [])  # 8.6 leaves control characters in its strings
     except (AttributeError, ValueError, RuntimeError, TypeError):
         return {}
     found: dict[str, str] = {}

@@ -263,7 +263,7 @@ def test_the_profiler_speaks_of_the_inspectors_layers_and_only_when_asked(trt):
     assert before == [] and set(profiler.names) & set(inspected)
 
 
-def test_a_second_context_costs_activations_and_no_weights(trt):
+def test_a_second_context_costs_activations_and_no_weights(trt, record_property):
     import pycuda.driver as cuda
     free = [cuda.mem_get_info()[0]]
     engine, plan = built(trt, float_model(False, WIDE, 8), (), WIDE, profiles=2)
@@ -277,6 +277,8 @@ def test_a_second_context_costs_activations_and_no_weights(trt):
     need = getattr(engine, "device_memory_size_v2", None) or getattr(engine, "device_memory_size", 0)
     print(f"weights {weights:.0f} MiB; taken by build and engine {used[0]:.0f} MiB, by the contexts {used[1]:.0f} and {used[2]:.0f} MiB; "
           f"activations {need / 2**20:.1f} MiB")
+    record_property("second_context", {"weights_mib": round(weights), "build_and_engine_mib": round(used[0]), "first_context_mib": round(used[1]),
+                                       "second_context_mib": round(used[2]), "activations_mib": round(need / 2**20, 1)})
     assert used[2] < weights / 2
 
 

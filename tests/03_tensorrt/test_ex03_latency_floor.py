@@ -427,7 +427,7 @@ def test_gpu_no_leak(submission, opened):
 
 
 @gpu
-def test_gpu_latency(submission, opened):
+def test_gpu_latency(submission, opened, record_property):
     """On the GPU: NumPy to NumPy takes at most 1.10 times the raw replay of a graph with run and copies"""
     key, oracle, path = opened(tower, 8, 256)
     x = uniform(1, 256)
@@ -435,6 +435,9 @@ def test_gpu_latency(submission, opened):
     found = submission.drive("gpu_figure", key, path, x)
     best = min(found, key=lambda f: f["loop"] / f["raw"])
     words = ", ".join(f"{name} {value:.1f} us" for name, value in best.items())
+    for name, value in best.items():
+        record_property(f"{name}_us", round(value, 1))
+    record_property("loop_over_raw", round(best["loop"] / best["raw"], 3))
     print(f"medians of single calls: {words}; NumPy to NumPy is {best['loop'] / best['raw']:.3f} of the raw replay")
     if best["loop"] > RATIO * best["raw"]:
         raise Wrong(f"NumPy to NumPy takes {best['loop'] / best['raw']:.2f} times as long as the raw replay of the same graph. What does your call do besides one copy "
