@@ -110,15 +110,18 @@ def time_calls(
     Two series: ``back_to_back``, one sample = the time of a block of calls with one wait at its end, over the calls
     (what a loaded engine needs a batch); ``latency``, one sample = one call and its wait (what one request sees).
     ``longest_s`` bounds the sampling of slow work: fewer samples are taken then, and the verdict may call them too few.
-    ``rest`` is a pause after each block, in lengths of that block: a board that rests stays below its power limit, and so at one clock.
+    ``rest`` is a pause after each block and each call of the warm-up, in lengths of it: a board that rests stays below its power limit, and so at one clock.
     """
     call()
     wait()
     begun, calls = clock(), 0
     while clock() - begun < warm_up_s or calls < 3:
+        start = clock()
         call()
         wait()
         calls += 1
+        if rest:
+            time.sleep(rest * (clock() - start))
     start = clock()
     for _ in range(3):
         call()
@@ -126,9 +129,9 @@ def time_calls(
     once = max((clock() - start) / 3, 1e-7)
     inner = max(1, min(5000, round(block_s / once)))
     cost = rounds * (blocks * inner * once + singles * once)
-    if cost > longest_s:
-        shrink = longest_s / cost
-        blocks, singles = max(2, int(blocks * shrink)), max(2, int(singles * shrink))
+    if cost > longest_s:  # single calls give way first: a verdict hangs on the blocks
+        blocks = max(2, min(blocks, int(0.7 * longest_s / (rounds * inner * once))))
+        singles = max(2, min(singles, int((longest_s / rounds - blocks * inner * once) / once)))
     busy: list[list[float]] = []
     alone: list[list[float]] = []
     for _ in range(rounds):

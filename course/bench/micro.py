@@ -187,7 +187,7 @@ def first_calls():
     return core.Result({"call": ("ms", [samples])}, {"first_ms": samples[0], "second_ms": samples[1]}, configuration={"warm_up_calls": 0})
 
 
-def _swept(calls, wait, repeats=1):
+def _swept(calls, wait, repeats=1, block_s=0.004, rest=4.0):
     """Times each of ``calls`` (label: function) back to back; a series each, in ms of one repeat.
 
     The GPU rests between blocks: else the heavier calls reach the board's power limit and run at another clock than the lighter ones.
@@ -195,7 +195,7 @@ def _swept(calls, wait, repeats=1):
     series, how = {}, {}
     with core.Clocks() as clocks:
         for label, call in calls.items():
-            found, how = core.time_calls(call, wait, warm_up_s=0.03, singles=2, block_s=0.004, rest=4.0)
+            found, how = core.time_calls(call, wait, warm_up_s=0.15, singles=2, block_s=block_s, rest=rest)
             series[label] = ("ms", [[value / repeats for value in values] for values in found["back_to_back"][1]])
             if len(series) == 1:
                 clocks.mark()
@@ -271,7 +271,7 @@ def waves():
         calls[f"tiles_{11 * tiles}"]()
         want = a[:64].double() @ b.double()
         worst = max(worst, ((got[:64].double() - want).norm() / want.norm()).item())
-    found = _swept(calls, wait, repeats=20)
+    found = _swept(calls, wait, repeats=20, block_s=0.001, rest=20.0)
     found.accuracy = {"error": worst, "tolerance": 2e-3, "measure": "largest relative distance of 64 rows from float64"}
     return found
 
