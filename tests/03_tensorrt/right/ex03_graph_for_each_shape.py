@@ -76,9 +76,8 @@ class EngineLoop:
         import ctypes
         if len(shape) != len(self.low) or not all(a <= n <= b for a, n, b in zip(self.low, shape, self.high)):
             raise ValueError(f"{shape} is outside {self.low} to {self.high}")
-        for graph, _ in self.known.values():
-            self.driver.cuGraphExecDestroy(graph)
-        self.known.clear()                          # one shape at a time, so that one profile is enough in every release
+        for before in list(self.known):             # one shape at a time: no name may keep the old context, or the new one finds profile 0 taken
+            self.driver.cuGraphExecDestroy(self.known.pop(before)[0])
         context = self.make()
         context.set_input_shape(self.source, shape)
         context.set_tensor_address(self.source, int(self.device_in))
