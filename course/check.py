@@ -9,11 +9,11 @@ import contextlib
 import html
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,8 +109,11 @@ class Result:
         return f"<p><b>{html.escape(self.headline)}</b></p>{problem}<table>{rows}</table>"
 
 
-def grade(exercise: str, source: str, seconds: float = SECONDS, only: str = "") -> Result:
-    """Grades the text of an answer. source: Python. seconds: limit for the whole grading. only: one test of the grader, by name."""
+def grade(exercise: str, source: str, seconds: float = SECONDS, only: str = "", start=None) -> Result:
+    """Grades the text of an answer. source: Python. seconds: limit for the whole grading. only: one test of the grader, by name.
+
+    start: how the grader's process is started, a fresh interpreter by default; `Zygote.start` is for many gradings in a row.
+    """
     ex = Exercise(exercise)
     result = Result(ex.name)
     with tempfile.TemporaryDirectory(prefix="grade-") as folder:
@@ -121,7 +124,7 @@ def grade(exercise: str, source: str, seconds: float = SECONDS, only: str = "") 
         except Wrong as error:
             result.problem = str(error)
             return result
-        report, problem = _run_grader(ex, path, seconds, only)
+        report, problem = _run_grader(ex, path, seconds, only, start or fresh)
     if report is None:
         result.problem = problem
         return result
@@ -131,38 +134,111 @@ def grade(exercise: str, source: str, seconds: float = SECONDS, only: str = "") 
     return result
 
 
-def _run_grader(ex, path, seconds, only):
-    command = [sys.executable, "-c", "from course.check import _grader_main; _grader_main()", f"{ex.grader}::{only}" if only else str(ex.grader), str(path)]
-    process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=os.name == "posix")
-    killed = []
+def fresh(arguments, out, err):
+    """A new interpreter that grades: its process. arguments: the grader's test file, and the answer's path. out, err: paths for what it prints."""
+    with open(out, "wb") as stdout, open(err, "wb") as stderr:
+        return subprocess.Popen([sys.executable, "-c", "from course.check import _grader_main; _grader_main()", *arguments], cwd=ROOT, env=clean_environment(),
+                                stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=os.name == "posix")
 
-    def watch():
-        deadline = time.monotonic() + seconds
-        while process.poll() is None:
-            if time.monotonic() > deadline:
-                killed.append(f"Grading took longer than {seconds:g} s and was stopped.")
-            elif sum(memory_of(p) for p in family(process.pid)) > GRADER_GIB * 2**30:
-                killed.append(f"Grading used more than {GRADER_GIB} GiB of memory and was stopped.")
-            if killed:
-                return kill_tree(process.pid)
-            time.sleep(0.1)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        out, err = process.communicate()
-    except BaseException:      # Ctrl-C, or a signal: nothing of the grading lives on
-        kill_tree(process.pid)
-        raise
-    watcher.join()
-    if killed:
-        return None, killed[0]
-    try:
-        return json.loads(out.decode().splitlines()[-1]), ""
-    except (ValueError, IndexError):
-        tail = err.decode(errors="replace").strip()[-1500:]
-        return None, f"The grader ended without a verdict (exit code {process.returncode}).\n{tail}".rstrip()
+def _run_grader(ex, path, seconds, only, start):
+    with tempfile.TemporaryDirectory(prefix="verdict-") as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = start([f"{ex.grader}::{only}" if only else str(ex.grader), str(path)], out, err)
+        deadline, problem = time.monotonic() + seconds, ""
+        try:
+            while not problem:
+                try:
+                    process.wait(0.1)
+                    break
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() > deadline:
+                        problem = f"Grading took longer than {seconds:g} s and was stopped."
+                    elif sum(memory_of(p) for p in family(process.pid)) > GRADER_GIB * 2**30:
+                        problem = f"Grading used more than {GRADER_GIB} GiB of memory and was stopped."
+        except BaseException:      # Ctrl-C, or a signal: nothing of the grading lives on
+            kill_tree(process.pid)
+            raise
+        if problem:
+            kill_tree(process.pid)
+            process.wait(5)
+            return None, problem
+        try:
+            return json.loads(out.read_bytes().decode().splitlines()[-1]), ""
+        except (ValueError, IndexError):
+            tail = err.read_bytes().decode(errors="replace").strip()[-1500:]
+            return None, f"The grader ended without a verdict (exit code {process.returncode}).\n{tail}".rstrip()
+
+
+class Zygote:
+    """A process that has imported what graders import, and makes a copy of itself for each grading: for many gradings in a row, on POSIX.
+
+    The answer's own process is started anew by the grader as ever; only the start of pytest and the imports are saved.
+    """
+
+    def __init__(self):
+        self.process = subprocess.Popen([sys.executable, "-c", "from course.check import _zygote_main; _zygote_main()"], cwd=ROOT, env=clean_environment(),
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+
+    def start(self, arguments, out, err):
+        """As `fresh`; one grading at a time."""
+        return _Copy(self, [*arguments, str(out), str(err)])
+
+    def close(self):
+        """Ends the process, and a grading that is under way."""
+        kill_tree(self.process.pid)
+        self.process.wait(5)
+        for pipe in (self.process.stdin, self.process.stdout):
+            pipe.close()
+
+
+class _Copy:
+    """What of `subprocess.Popen` a grading needs, for a copy that a zygote made of itself."""
+
+    def __init__(self, zygote, request):
+        self.pipe, self.returncode = zygote.process.stdout, None
+        zygote.process.stdin.write(json.dumps(request).encode() + b"\n")
+        zygote.process.stdin.flush()
+        self.pid = int(self.pipe.readline() or b"0")
+        if not self.pid:
+            raise RuntimeError(f"the process that copies itself for each grading has ended (exit code {zygote.process.poll()})")
+
+    def wait(self, timeout):
+        if self.returncode is None:
+            if not select.select([self.pipe], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a grading", timeout)
+            self.returncode = int(self.pipe.readline())
+        return self.returncode
+
+
+def _zygote_main():
+    """The child of `Zygote`: reads a line [test file, answer, out, err], writes the copy's process id, then its exit code."""
+    import traceback
+
+    import numpy  # noqa: F401
+    import onnx.reference  # noqa: F401
+    import onnxruntime  # noqa: F401
+    import pytest  # noqa: F401
+    for line in sys.stdin:
+        *arguments, out, err = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            for number, (path, mode) in enumerate(((os.devnull, os.O_RDONLY), (out, os.O_WRONLY | os.O_CREAT), (err, os.O_WRONLY | os.O_CREAT))):
+                os.dup2(os.open(path, mode), number)
+            sys.argv[1:], code = arguments, 0
+            try:
+                _grader_main()
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 def _report_plugin():

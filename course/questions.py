@@ -1,6 +1,7 @@
 """Sphinx extension: what the pages of the book are written with, beyond plain MyST.
 
-- the ``question:`` front matter of a question becomes a line under its title
+- the ``question:`` front matter of a question becomes a line under its title; under it stands on which releases and machines the page was seen,
+  from its runs and its proofs
 - ``{proof}`` and ``{output}``: code that proves something, and what it prints (``course.proofs`` runs them)
 - ``{api}`NAME (until 10.16)` ``: a name that not every release has (``course.apinames`` proves the range)
 - ``{measured}`runid:results.p50|.2f` ``: a number of a recorded run; ``{run} <id>``: the box of that run
@@ -293,11 +294,72 @@ def banner(question: dict[str, Any]) -> nodes.paragraph:
     return nodes.paragraph("", "", *_dotted(parts), classes=["question-banner"])
 
 
+_PACKAGES = {"tensorrt_rtx": "TensorRT for RTX", "onnxruntime": "ONNX Runtime", "onnx": "onnx"}
+_ENGINES = {"tensorrt": "TensorRT", "onnxruntime-gpu": "ONNX Runtime (GPU)", "onnxruntime": "ONNX Runtime", "torch": "PyTorch", "openvino": "OpenVINO", "numpy": "NumPy"}
+_WAYS = {"trt": "tensorrt", "ort": "onnxruntime-gpu", "torch": "torch", "torchgraph": "torch", "compile": "torch", "autotune": "torch", "numpy": "numpy"}
+_IMPORTS = re.compile(rf"^\s*(?:import|from)\s+({'|'.join(_PACKAGES)})\b", re.MULTILINE)
+
+
+@functools.cache
+def pinned(root: Path) -> dict[str, str]:
+    """Versions that requirements.txt pins, of the packages that proofs import."""
+    file = root / "requirements.txt"
+    found = dict(re.findall(r"^([\w-]+)==([\w.]+)", file.read_text(encoding="utf-8"), re.MULTILINE)) if file.exists() else {}
+    return {name: found.get(name.replace("_", "-"), "") for name in _PACKAGES}
+
+
+def engine_of(run: dict[str, Any], system: dict[str, Any]) -> str:
+    """The engine that a run is about, with its version, by what the run says of itself and what its system has; '' for none."""
+    packages = system.get("packages") or {}
+    name = _WAYS.get(str((run.get("configuration") or {}).get("way")), "")
+    if name not in packages:
+        about = str(run.get("id", "")).partition("_")[2].partition("_")[2]
+        if about.startswith("book."):
+            return ""
+        order = ["torch"] if about.startswith("micro.") else list(_ENGINES)
+        name = next((engine for engine in order if engine in packages), "")
+    return f"{_ENGINES[name]} {packages[name]}" if name else ""
+
+
+def seen(root: Path, page_runs: list[str], code: str) -> list[str]:
+    """What a page was seen on, from its runs and from the imports of its proofs, which the book's tests run on a CPU."""
+    found: dict[str, dict[str, int]] = {}
+    for name in page_runs:
+        try:
+            run = runs.load_run(root, name)
+            system = runs.load_system(root, str(run.get("system", "")))
+        except runs.RunError:  # reported where the page asks for it
+            continue
+        engine, board = engine_of(run, system), re.search(r"NVIDIA (\S+)", str(system.get("gpu")))
+        if engine and run.get("status") == "ok":
+            place = f"recorded on an {board[1]}" if board else f"recorded on a {'GPU' if system.get('gpu') else 'CPU'}"
+            found.setdefault(place, {}).setdefault(engine, 0)
+            found[place][engine] += 1
+    parts = []
+    imported = set(_IMPORTS.findall(code))
+    if imported:
+        names = [f"{label} {pinned(root)[name]}".strip() + (" (builds only)" if name == "tensorrt_rtx" else "") for name, label in _PACKAGES.items() if name in imported]
+        parts.append(f"run by the tests on a CPU: {', '.join(names)}")
+    for place, engines in sorted(found.items()):
+        counted = [f"{engine} ({n} run{'' if n == 1 else 's'})" for engine, n in sorted(engines.items())]
+        parts.append(f"{place}: {', '.join(counted)}")
+    return parts
+
+
 def _insert_banner(app: Sphinx, doctree: nodes.document) -> None:
     question = _question(app.env.metadata.get(app.env.docname, {}).get("question"))
     section = next(iter(doctree.findall(nodes.section)), None)
-    if question and section is not None:
-        section.insert(1, banner(question))
+    if not question or section is None:
+        return
+    section.insert(1, banner(question))
+    numbers = [Path(link["reftarget"]).stem for link in doctree.findall(run_link)]
+    boxes = [box["run"] for box in doctree.findall(nodes.container) if "run-box" in box["classes"]]
+    code = "\n".join(block.astext() for box in doctree.findall(nodes.container) if "proof-code" in box["classes"] for block in box.findall(nodes.literal_block))
+    parts = seen(Path(app.srcdir), sorted({*numbers, *boxes}), code)
+    if parts:
+        app.env.note_dependency(str(Path(app.srcdir) / "requirements.txt"))
+        line = nodes.paragraph("", "", nodes.Text("Seen: "), *_dotted([_span(part, "question-seen-part") for part in parts]), classes=["question-seen"])
+        section.insert(2, line)
 
 
 def chapter_questions(root: Path, chapter: str) -> list[Path]:

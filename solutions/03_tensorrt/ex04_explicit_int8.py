@@ -432,6 +432,11 @@ for layer in layers:
     print(f"{layer['Name'][:100]}\n      {kinds[0]}  ->  {kinds[1]}")
 
 # %% [markdown] tags=["answer"]
+# Where this prints `N/A due to dynamic shapes`, as 8.6.0 did, the shape alone was not enough: that release tells formats only after `context.infer_shapes()` or a run, to an
+# inspector made afterwards ([the inspector](../../book/03_tensorrt/questions/25_engine_inspector.md)). The layers' types say it too: two convolution kernels with weight, Q and bias fused into
+# them (`CaskConvolution`), and the Softmax.
+
+# %% [markdown] tags=["answer"]
 # ## Why each step is there
 #
 # | step | what it does | what happens without it |
@@ -448,7 +453,7 @@ for layer in layers:
 # | float32 bias | the kernel adds it to the scaled sum | the parser refuses an int32 bias behind a DequantizeLinear |
 # | no pair behind a product | ReLU, addition, normalization fuse into the kernel's end | one more rounding where none was needed; 8.6.0 fused such a pair away in a small network (next exercise), which nothing promises |
 # | `also` for the skip input | where the sum is quantized too, the convolution with the addition can write INT8 | the skip stays float, and so does what the block writes; without a Q behind the sum the pair gains nothing (next exercise) |
-# | the INT8 flag until 10.16 | permits INT8 kernels in a weakly typed network | not run here; the flag is what NVIDIA's guides of these releases ask for |
+# | the INT8 flag until 10.16 | permits INT8 kernels in a weakly typed network | 8.6.0 builds no engine of the Q/DQ graph |
 # | DETAILED | the plan keeps what the inspector shows | names only: nobody can tell afterwards what ran in INT8 |
 #
 # ## What it costs

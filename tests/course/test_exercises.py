@@ -1,12 +1,29 @@
 """Every exercise: the reference and other right answers pass, the stub and every wrong answer fail for their own reason."""
 import ast
+import atexit
+import functools
 import importlib.util
+import os
 import re
 
 import pytest
 
-from course.check import grade
+from course import check
 from course.exercises import Exercise, gpu_problem, names
+
+
+@functools.cache
+def starter():
+    """How the graders of this file start: as copies of one process, where the system can copy one."""
+    if os.name != "posix":
+        return check.fresh
+    zygote = check.Zygote()
+    atexit.register(zygote.close)
+    return zygote.start
+
+
+def grade(name, source, **more):
+    return check.grade(name, source, start=starter(), **more)
 
 
 def cases(kind):

@@ -97,6 +97,41 @@ def test_a_question_says_what_it_is_under_its_title(book: Book) -> None:
     assert "senior · 7 minutes · one, two · Seed question 3" in book.text()
 
 
+def test_a_question_says_what_it_was_seen_on(book: Book) -> None:
+    system = {**SYSTEM, "id": "gpu", "gpu": "NVIDIA H100 80GB HBM3", "packages": {"tensorrt": "8.6.0", "numpy": "2"}}
+    book.write("measurements/systems/gpu.json", json.dumps(system))
+    for n, status in (("1", "ok"), ("2", "ok"), ("3", "INVALID")):
+        run = {**RUN, "id": f"2026-11-2{n}_gpu_trt.one", "system": "gpu", "status": status, "reasons": [] if status == "ok" else ["spread"]}
+        book.write(f"measurements/runs/2026-11-2{n}_gpu_trt.one.json", json.dumps(run))
+    book.write("requirements.txt", "onnxruntime==1.31.1 \\\n    --hash=x\ntensorrt-rtx==1.7.1\n")
+    numbers = "".join(f"{{measured}}`2026-11-2{n}_gpu_trt.one:results.p50[0]|.2f` " for n in "11")
+    proof = "```{proof}\nimport onnxruntime as ort\nimport tensorrt_rtx as trt\n```\n```python\nimport onnx\n```\n"
+    book.write("index.md", FRONT + numbers + "\n\n```{run} 2026-11-22_gpu_trt.one\n```\n```{run} 2026-11-23_gpu_trt.one\n```\n" + proof)
+    book.build()
+    assert ("Seen: run by the tests on a CPU: TensorRT for RTX 1.7.1 (builds only), ONNX Runtime 1.31.1 · "
+            "recorded on an H100: TensorRT 8.6.0 (2 runs)") in book.text()
+    assert "INVALID" in book.text()  # its box is shown; it is nothing that was seen to work
+
+
+def test_a_question_without_runs_and_engines_claims_nothing(book: Book) -> None:
+    book.write("index.md", FRONT + "\nText.\n")
+    book.build()
+    assert "Seen:" not in book.text()
+
+
+@pytest.mark.parametrize("about, way, packages, want", [
+    ("gpu.bert-b1-trt", "trt", {"tensorrt": "8.6.0", "onnx": "1"}, "TensorRT 8.6.0"),
+    ("gpu.bert-b1-compile", "compile", {"onnxruntime-gpu": "1.31.1", "torch": "2.11.0"}, "PyTorch 2.11.0"),
+    ("gpu.bert-b1-ort", "ort", {"onnxruntime-gpu": "1.31.1", "torch": "2.11.0"}, "ONNX Runtime (GPU) 1.31.1"),
+    ("micro.copy", None, {"onnxruntime-gpu": "1.31.1", "torch": "2.11.0"}, "PyTorch 2.11.0"),
+    ("04-ex07-grader", None, {"onnxruntime-gpu": "1.31.1", "torch": "2.11.0"}, "ONNX Runtime (GPU) 1.31.1"),
+    ("book.build-0150", None, {"onnxruntime": "1.31.1"}, ""),
+])
+def test_a_run_is_about_one_engine(about, way, packages, want) -> None:
+    from course.questions import engine_of
+    assert engine_of({"id": f"2026-11-22_box_{about}", "configuration": {"way": way}}, {"packages": packages}) == want
+
+
 def test_a_page_that_is_no_question_has_no_such_line(book: Book) -> None:
     book.build()
     assert "question-banner" not in book.html()
