@@ -41,6 +41,7 @@ The error of the same runs' own outputs, as models.accuracy measures it; the cor
     ```
 
 The same runs as inferences a second by batch, with that least time as a dashed line. ``{growth-plot} epyc-2core`` draws what building the book costs.
+``{graded-table} 03_tensorrt`` lists the newest run of each exercise's grader on a GPU.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -390,7 +392,44 @@ class GrowthPlot(SphinxDirective):
         return [framed(plots.chart(lines, title, "questions", "processor seconds", log=False, ticks=sizes), title)]
 
 
+class GradedTable(SphinxDirective):
+    """The newest run of each exercise's grader on a GPU machine: ``{graded-table} 03_tensorrt``."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        root, chapter = Path(self.env.srcdir), self.arguments[0]
+        newest: dict[str, dict[str, Any]] = {}
+        for run in valid_runs(root, f"*_{chapter[:2]}-*grader"):
+            tests = run["configuration"].get("tests") or f"tests/{chapter}/test_ex01"  # the first runs graded the only exercise that there was
+            newest[re.search(r"ex\d\d", tests)[0]] = run
+        if not newest:
+            logger.warning("{graded-table} %s: no valid run of a grader", chapter, location=self.get_location())
+            return []
+        table, group = nodes.table(classes=["graded-table"]), nodes.tgroup(cols=4)
+        table += group
+        for width in (20, 20, 20, 60):
+            group += nodes.colspec(colwidth=width)
+        head, body = nodes.thead(), nodes.tbody()
+        group += [head, body]
+
+        def row(*cells: nodes.Node | str) -> nodes.row:
+            return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", nodes.Text(c) if isinstance(c, str) else c)) for c in cells))
+
+        head += row("exercise", "checks passed", "not run there", "on")
+        for name, run in sorted(newest.items()):
+            self.env.note_dependency(str(runs.run_path(root, run["id"])))
+            self.env.note_dependency(str(runs.system_path(root, run["system"])))
+            system, results = runs.load_system(root, run["system"]), run["results"]
+            passed = f"{results['passed']} of {results['passed'] + results['failed']}"
+            link = questions.link_to_run(self.env, passed, f"runs/{run['id']}.json", run["command"], ["measured"])
+            body += row(str(int(name[2:])), link, str(results["skipped"]), f"{questions.engine_of(run, system)}, {system['gpu'].partition(',')[0]}, {run['date'][:10]}")
+        self.set_source_info(table)
+        return [table]
+
+
 def setup(app: Any) -> dict[str, Any]:
+    app.add_directive("graded-table", GradedTable)
     app.add_directive("bench-table", BenchTable)
     app.add_directive("peer-table", PeerTable)
     app.add_directive("cost-table", CostTable)

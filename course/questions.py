@@ -330,7 +330,7 @@ def seen(root: Path, page_runs: list[str], code: str) -> list[str]:
             system = runs.load_system(root, str(run.get("system", "")))
         except runs.RunError:  # reported where the page asks for it
             continue
-        engine, board = engine_of(run, system), re.search(r"NVIDIA (\S+)", str(system.get("gpu")))
+        engine, board = engine_of(run, system), re.search(r"NVIDIA ([\w-]+)", str(system.get("gpu")))
         if engine and run.get("status") == "ok":
             place = f"recorded on an {board[1]}" if board else f"recorded on a {'GPU' if system.get('gpu') else 'CPU'}"
             found.setdefault(place, {}).setdefault(engine, 0)
@@ -481,4 +481,4 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-purge-doc", _purge)
     app.connect("env-merge-info", _merge)
     app.add_css_file("questions.css")
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"version": "2", "env_version": 2, "parallel_read_safe": True, "parallel_write_safe": True}
