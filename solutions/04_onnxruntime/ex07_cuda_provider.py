@@ -514,7 +514,7 @@ if len(results) == 2:
 # on the CPU. `get_provider_options()` asks the last layer.
 #
 # **What was seen of all this on a GPU?** The grader's checks for a GPU passed on one H100, with `onnxruntime-gpu` 1.31.1: options are read back as asked, an unknown one never ends in a silent CPU, and a `Replay` gives the right numbers with and without a
-# CUDA graph, its buffers on the device. What single options gain was measured on the same host: see *One option at a time* on
+# CUDA graph, its buffers on the device. What single options gain was measured on other H100s: see *One option at a time* on
 # [the page of the options](../../book/04_onnxruntime/questions/22_cuda_provider_options.md).
 
 # %% tags=["learner"]

@@ -26,8 +26,11 @@ def grade(name, source, **more):
     return check.grade(name, source, start=starter(), **more)
 
 
-def cases(kind):
-    return [pytest.param(name, path, id=f"{name}:{path.stem}") for name in names() for path in Exercise(name).answers(kind)]
+def pytest_generate_tests(metafunc):
+    if "path" in metafunc.fixturenames:
+        name, kind = metafunc.cls.name, "right" if "right" in metafunc.function.__name__ else "wrong"
+        paths = Exercise(name).answers(kind)
+        metafunc.parametrize("path", paths, ids=[f"{name}:{path.stem}" for path in paths])
 
 
 def promise(path):
@@ -38,47 +41,46 @@ def promise(path):
     return found["fails"], found["says"]
 
 
-@pytest.mark.parametrize("name", names())
-def test_reference_passes(name):
-    result = grade(name, Exercise(name).reference())
-    assert result.passed, result
+class Answers:
+    """What holds for every exercise; each has a class of its own, so that several workers share the work."""
+    name: str
+
+    def test_reference_passes(self):
+        result = grade(self.name, Exercise(self.name).reference())
+        assert result.passed, result
+
+    def test_stub_fails_for_being_unfinished(self):
+        result = grade(self.name, Exercise(self.name).stub())
+        assert not result.problem and not result.passed, result
+        assert any("is not written yet" in t.message for t in result.failures), result
+        assert not any(re.search(r"ImportError|ModuleNotFoundError|SyntaxError", t.message) for t in result.tests), result
+
+    def test_other_right_answers_pass(self, path):
+        result = grade(self.name, path.read_text(encoding="utf-8"))
+        assert result.passed, result
+
+    def test_wrong_answers_are_rejected_for_their_own_reason(self, path):
+        test, words = promise(path)
+        if "_gpu_" in test and gpu_problem("tensorrt" if "tensorrt" in self.name else "onnxruntime"):
+            pytest.skip(f"not run here: {test} needs a GPU")
+        if "_torch_" in test and not all(map(importlib.util.find_spec, ("torch", "onnxscript"))):
+            pytest.skip(f"not run here: {test} needs PyTorch (make test WITH_TORCH=1)")
+        result = grade(self.name, path.read_text(encoding="utf-8"), only=test)  # one failed test is a failed grading; the others would only cost time
+        assert not result.passed, f"{path} was accepted:\n{result}"
+        messages = [t.message for t in result.failures if t.name.partition("[")[0] == test]
+        assert messages, f"{test} should have failed:\n{result}"
+        assert any(words in m for m in messages), f"no message of {test} says {words!r}:\n{result}"
+
+    def test_there_are_enough_answers(self):
+        exercise = Exercise(self.name)
+        on_a_cpu = [p for p in exercise.answers("wrong") if not re.search("_gpu_|_torch_", promise(p)[0])]
+        assert len(on_a_cpu) >= 6, f"{self.name}: {len(on_a_cpu)} wrong answers that a CPU can reject, and at least 6 are needed"
+        assert len(exercise.answers("right")) >= 2
+        assert len({promise(p) for p in exercise.answers("wrong")}) >= 6, "the wrong answers are wrong for the same reasons"
 
 
-@pytest.mark.parametrize("name", names())
-def test_stub_fails_for_being_unfinished(name):
-    result = grade(name, Exercise(name).stub())
-    assert not result.problem and not result.passed, result
-    assert any("is not written yet" in t.message for t in result.failures), result
-    assert not any(re.search(r"ImportError|ModuleNotFoundError|SyntaxError", t.message) for t in result.tests), result
-
-
-@pytest.mark.parametrize("name, path", cases("right"))
-def test_other_right_answers_pass(name, path):
-    result = grade(name, path.read_text(encoding="utf-8"))
-    assert result.passed, result
-
-
-@pytest.mark.parametrize("name, path", cases("wrong"))
-def test_wrong_answers_are_rejected_for_their_own_reason(name, path):
-    test, words = promise(path)
-    if "_gpu_" in test and gpu_problem("tensorrt" if "tensorrt" in name else "onnxruntime"):
-        pytest.skip(f"not run here: {test} needs a GPU")
-    if "_torch_" in test and not all(map(importlib.util.find_spec, ("torch", "onnxscript"))):
-        pytest.skip(f"not run here: {test} needs PyTorch (make test WITH_TORCH=1)")
-    result = grade(name, path.read_text(encoding="utf-8"), only=test)  # one failed test is a failed grading; the others would only cost time
-    assert not result.passed, f"{path} was accepted:\n{result}"
-    messages = [t.message for t in result.failures if t.name.partition("[")[0] == test]
-    assert messages, f"{test} should have failed:\n{result}"
-    assert any(words in m for m in messages), f"no message of {test} says {words!r}:\n{result}"
-
-
-@pytest.mark.parametrize("name", names())
-def test_there_are_enough_answers(name):
-    exercise = Exercise(name)
-    on_a_cpu = [p for p in exercise.answers("wrong") if not re.search("_gpu_|_torch_", promise(p)[0])]
-    assert len(on_a_cpu) >= 6, f"{name}: {len(on_a_cpu)} wrong answers that a CPU can reject, and at least 6 are needed"
-    assert len(exercise.answers("right")) >= 2
-    assert len({promise(p) for p in exercise.answers("wrong")}) >= 6, "the wrong answers are wrong for the same reasons"
+for _name in names():
+    globals()[f"Test_{_name.replace('/', '_')}"] = type(f"Test_{_name.replace('/', '_')}", (Answers,), {"name": _name, "__module__": __name__})
 
 
 @pytest.mark.gpu("pycuda")
