@@ -213,12 +213,12 @@ class _Copy:
 
 def _zygote_main():
     """The child of `Zygote`: reads a line [test file, answer, out, err], writes the copy's process id, then its exit code."""
+    import importlib
     import traceback
 
-    import numpy  # noqa: F401
-    import onnx.reference  # noqa: F401
-    import onnxruntime  # noqa: F401
-    import pytest  # noqa: F401
+    for name in ("pytest", "numpy", "onnx.reference", "onnxruntime"):  # what most graders import; not every machine has all
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     for line in sys.stdin:
         *arguments, out, err = json.loads(line)
         pid = os.fork()
