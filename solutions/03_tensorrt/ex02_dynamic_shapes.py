@@ -401,7 +401,7 @@ for label, order in [("sorted", [one] * 100 + [many] * 100), ("alternating", [on
 # | picking by the nearest `opt` | profiles may overlap; each covers the shape, one is tuned for it | right numbers, slower |
 # | `ValueError` with ranges | the caller learns what would fit | `set_input_shape` returns False, and whoever ignores that runs with the shape of the request before |
 # | `set_optimization_profile_async` on the run's stream | TensorRT may copy data on that stream | on another stream with no event between: undefined |
-# | `set_input_shape` after the switch | the shape is checked against the active profile, and the output's follows from it | refused, or the output's shape is unknown |
+# | `set_input_shape` after the switch | the run is checked against the active profile, and the output's shape follows from the input's | the shape from before is kept (seen with 8.6.0); outside the new profile the run is refused |
 # | `get_tensor_shape` for each request | the number of rows follows from height and width | arrays that are too large, or too small |
 #
 # ## What it costs
