@@ -19,6 +19,8 @@ ONLY ?=
 AGAIN ?=
 PY = .venv/bin/python
 export PYTHON CHROMIUM WITH_TORCH
+# onnxruntime reports on its use since 1.29, unless told not to.
+export ORT_DISABLE_TELEMETRY = 1
 .DEFAULT_GOAL := help
 .PHONY: help book test lab grade bench check notebooks proofs model lock gpu-test setup setup-test clean
 

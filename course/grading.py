@@ -294,7 +294,7 @@ def clean_environment():
     """The environment for grader and submission: without what a notebook's cell may have set to sway them."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON", "COURSE_", "JPY_", "MPL"))}
     return env | {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8",
-                  "MPLBACKEND": "agg"}
+                  "MPLBACKEND": "agg", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 def family(pid):

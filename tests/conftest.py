@@ -1,10 +1,13 @@
 """Runs a grader against a submission: the reference by default, any file with --submission FILE."""
+import os
 from pathlib import Path
 
 import pytest
 
 from course.exercises import Exercise, gpu_problem
 from course.grading import Submission
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before anything loads onnxruntime
 
 
 def pytest_addoption(parser):
