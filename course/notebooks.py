@@ -68,9 +68,16 @@ def solution_sources(exercise: Exercise):
                 if run is None:
                     raise SystemExit(f"{exercise.source}: a cell tagged gpu has changed since it was recorded in {recorded['id']}. "
                                      f"Record it again on a GPU: python -m course.notebooks --record {exercise.name} …\n{text}")
-                made.outputs = [nbformat.from_dict(o) for o in run]
+                made.outputs = [nbformat.from_dict(without_colours(o)) for o in run]
         cells.append(made)
     return finish(cells)
+
+
+def without_colours(output):
+    """A recorded output without a terminal's colours, which no page shows with enough contrast in both modes."""
+    if isinstance(output.get("text"), str):
+        return {**output, "text": re.sub(r"\x1b\[[0-9;]*m", "", output["text"])}
+    return output
 
 
 def finish(cells):

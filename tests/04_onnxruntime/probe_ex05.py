@@ -158,8 +158,11 @@ def truth(path, plan):
     return gained
 
 
-def opened(path, plan, allowed, feed):
-    """The submission's sessions: how it failed, or how many were made, what each has, the threads gained, their processors, and the result of a feed."""
+def opened(path, plan, allowed, feed, expected=None):
+    """The submission's sessions: how it failed, or how many were made, what each has, the threads gained, their processors, and the result of a feed.
+
+    A new thread gives itself its processors, and on a busy machine that takes a while: where `expected` is given, the processors are read until they are so, for two seconds.
+    """
     gc.collect()
     original, told = repr(plan), repr(allowed)
     before, masked, made[:] = threads(), masks(), []
@@ -168,9 +171,14 @@ def opened(path, plan, allowed, feed):
     except Exception as error:
         return {"error": failure(error), "made": len(made), "gained": settled(before)}
     gained = settled(before)
+    for _ in range(200):
+        found_masks = sorted(m for n, m in masks().items() if n not in masked)
+        if expected is None or found_masks == expected:
+            break
+        time.sleep(0.01)
     known = isinstance(sessions, list) and all(isinstance(s, InferenceSession) for s in sessions)
     found = {"error": None, "made": len(made), "gained": gained, "kind": type(sessions).__name__, "known": known, "has": [],
-             "changed": repr(plan) != original or repr(allowed) != told, "masks": sorted(m for n, m in masks().items() if n not in masked)}
+             "changed": repr(plan) != original or repr(allowed) != told, "masks": found_masks}
     for session in sessions if known else ():
         options = session.get_session_options()
         entries = {}

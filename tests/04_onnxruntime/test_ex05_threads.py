@@ -277,12 +277,12 @@ def test_choose_tables(submission, seed):
 
 # ---- open_sessions ------------------------------------------------------------------------------------------------------
 
-def ask_open(submission, model, change, allowed=ALLOWED):
+def ask_open(submission, model, change, allowed=ALLOWED, masks=None):
     """Opens a plan, checks what every plan promises, and returns (call, what the probe found)."""
     path, feed, right = model
     plan = PLAN | change
     given, call = feed(5), f"open_sessions of a plan with {told(plan)}"
-    found = ask(submission, "opened", path, plan, allowed, given, call=call)
+    found = ask(submission, "opened", path, plan, allowed, given, masks, call=call)
     check_error(found["error"], call)
     if found["kind"] != "list" or not found["known"]:
         raise Wrong("open_sessions returns a list of InferenceSession.", call, found["kind"], "list")
@@ -340,13 +340,13 @@ def test_open_affinity(submission, model):
     allowed = {"processors": have, "cores": len(have), "quota": None, "threads": len(have)}
     first, last, both = [have[0]], [have[-1]], sorted({have[0], have[-1]})
     for affinity in ([first], [last], [last, first], [both, last], [first, first, last]):
-        call, found = ask_open(submission, model, {"intra": len(affinity) + 1, "affinity": affinity}, allowed)
+        call, found = ask_open(submission, model, {"intra": len(affinity) + 1, "affinity": affinity}, allowed, sorted(affinity))
         if found["masks"] != sorted(affinity):
             raise Wrong("The workers may not use the processors of the plan. ONNX Runtime counts processors from 1, the plan from 0.", call, f"processors of the new threads: {found['masks']}", f"{sorted(affinity)}")
-    call, found = ask_open(submission, model, {"sessions": 2, "intra": 2, "affinity": [last], "spinning": False}, allowed)
+    call, found = ask_open(submission, model, {"sessions": 2, "intra": 2, "affinity": [last], "spinning": False}, allowed, [last, last])
     if found["masks"] != [last, last]:
         raise Wrong("The worker of each session has the processors of the plan.", call, found["masks"], [last, last])
-    call, found = ask_open(submission, model, {"intra": 3}, allowed)
+    call, found = ask_open(submission, model, {"intra": 3}, allowed, [have, have])
     if found["masks"] != [have, have]:
         raise Wrong("The plan has no affinity, and workers are held on some processors.", call, found["masks"], [have, have])
     ask_open(submission, model, {"intra": 1, "affinity": []}, allowed)
