@@ -172,10 +172,11 @@ class Visit:
         self.phone = page.evaluate(SIZES)
         page.set_viewport_size(DESK)
         self.desk = page.evaluate(SIZES)
+        whole = address.endswith("/index.html")
         choose(page, "light")
-        self.light = violations(page)
+        self.light = violations(page, whole=whole)
         choose(page, "dark")  # the same elements in other colours, so only colours are looked at again
-        self.dark = violations(page, {"runOnly": ["color-contrast", "link-in-text-block"]})
+        self.dark = violations(page, {"runOnly": ["color-contrast", "link-in-text-block"]}, whole)
         choose(page, "light")
         self.asked, self.faults = window.asked[:], window.faults[:]
         window.faults.clear()
@@ -191,15 +192,16 @@ def choose(page, mode: str) -> None:
     assert page.evaluate("document.documentElement.dataset.theme") == mode
 
 
-def violations(page, rules: dict | None = None) -> list[str]:
-    """What axe-core finds serious or critical, all folded parts being open."""
+def violations(page, rules: dict | None = None, whole: bool = True) -> list[str]:
+    """What axe-core finds serious or critical, all folded parts being open; without the list of pages at the side unless ``whole``: it is long, and much the same on each page."""
     # What is just fading to its colour would be judged by the colour of that moment.
     page.add_style_tag(content="*, *::before, *::after { transition: none !important; animation: none !important; }")
     page.evaluate("document.querySelectorAll('article details').forEach(part => { part.open = true; })")
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE.read_text(encoding="utf-8"))
     # preload is off: it fetches style sheets again, for one rule about turned phones, and from the disk it cannot.
-    found = page.evaluate("rules => axe.run(document, {preload: false, resultTypes: ['violations'], ...rules})", rules or {})
+    where = {} if whole else {"exclude": [[".bd-sidebar-primary"]]}
+    found = page.evaluate("([where, rules]) => axe.run(where.exclude ? where : document, {preload: false, resultTypes: ['violations'], ...rules})", [where, rules or {}])
     assert len(found["passes"]) >= (1 if rules else 20), "axe did not look at the page"
     return [
         f"{rule['id']} ({rule['impact']}): {node['html'][:160]}: {' '.join(node['failureSummary'].split())[:300]}"
