@@ -41,7 +41,18 @@ def laid_out(array, layout):
         return wide[:, ::2]
     if layout == "rows backwards":
         return array[::-1].copy()[::-1]
+    if layout == "read-only":
+        kept = array.copy()
+        kept.flags.writeable = False
+        return kept
+    if layout == "the same array, filled anew":
+        kept = refilled.setdefault(array.shape, array.copy())
+        kept[:] = array
+        return kept
     return array.copy()
+
+
+refilled = {}
 
 
 def serve(features, classes, max_rows, seed, batches, mood=None, layout="", close=True):

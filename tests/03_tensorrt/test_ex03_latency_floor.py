@@ -165,7 +165,7 @@ def test_memory(submission):
 
 def test_caller_may_keep(submission):
     """A result that was returned stays what it was, and the batch is not changed"""
-    counts = (3, 3, 3, 5, 3)
+    counts = (3,) * 40 + (5, 3)
     found = serve(submission, counts)
     check_results(found, counts)
     if found["overwritten"]:
@@ -176,7 +176,14 @@ def test_caller_may_keep(submission):
         raise Wrong("The caller's batch was changed.", call=f"call {changed[0]}")
 
 
-@pytest.mark.parametrize("layout", ["columns first", "every second column", "rows backwards"])
+def test_caller_may_refill(submission):
+    """A caller may fill its own array anew and pass it again"""
+    counts = (3, 3, 3, 3)
+    found = serve(submission, counts, seed=7, layout="the same array, filled anew")
+    check_results(found, counts)
+
+
+@pytest.mark.parametrize("layout", ["columns first", "every second column", "rows backwards", "read-only"])
 def test_layouts(submission, layout):
     """Batches that do not lie in memory row by row"""
     counts = (4, 4, 2)

@@ -1,6 +1,7 @@
 """Grader of 04_onnxruntime/ex05_threads: containers and tables from seeds, threads counted by the operating system, runs in flight held and counted by the probe."""
 import itertools
 import json
+import numbers
 import subprocess
 import sys
 from fractions import Fraction
@@ -56,8 +57,8 @@ def ask_allowance(submission, files, processors, cores, quota, what):
     want = {"processors": sorted(processors), "cores": cores, "quota": None if quota is None else float(quota), "threads": threads}
     if not isinstance(got, dict) or set(got) != set(want):
         raise Wrong("allowance returns a dict with the keys processors, cores, quota and threads.", call, got, want)
-    numbers = [got[key] for key in ("cores", "threads")] + ([] if got["quota"] is None else [got["quota"]])
-    if not isinstance(got["processors"], (list, tuple)) or not all(isinstance(n, (int, float)) for n in numbers):
+    found = [got[key] for key in ("cores", "threads")] + ([] if got["quota"] is None else [got["quota"]])
+    if not isinstance(got["processors"], (list, tuple)) or not all(isinstance(n, numbers.Real) for n in found):
         raise Wrong("allowance returns a list of processors, numbers, and None where nothing limits.", call, got, want)
     if list(got["processors"]) != want["processors"]:
         raise Wrong("The processors are not those of Cpus_allowed_list.", call, got["processors"], want["processors"])
@@ -99,7 +100,8 @@ GROUPS = [("/", {"/": "200000 100000"}, Fraction(2)), ("/", {"/": "max 100000"},
           ("/pods/p1/app", {"/pods/p1/app": "100000 100000", "/pods/p1": "200000 100000"}, Fraction(1)),
           ("/pods/p1/app", {"/pods": "350000 100000"}, Fraction(7, 2)), ("/pods/p1/app", {"/pods/p1": "50000 10000", "/pods": "300000 100000"}, Fraction(3)),
           ("/a/b", {"/a/b": "50000 10000", "/a": "400000 50000"}, Fraction(5)), ("/a", {"/a": "60000 100000"}, Fraction(3, 5)),
-          ("/a/b", {"/a/b": "600000 100000", "/b": "100000 100000", "/c": "100000 100000"}, Fraction(6)), ("/a-b/c.scope", {"/a": "100000 100000", "/a-b": "200000 100000"}, Fraction(2))]
+          ("/a/b", {"/a/b": "600000 100000", "/b": "100000 100000", "/c": "100000 100000"}, Fraction(6)), ("/a-b/c.scope", {"/a": "100000 100000", "/a-b": "200000 100000"}, Fraction(2)),
+          ("/x.slice:cri:abc", {"/x.slice:cri:abc": "150000 100000", "/x.slice": "100000 100000"}, Fraction(3, 2))]
 
 
 @pytest.mark.parametrize("path, limits, quota", GROUPS)
@@ -225,7 +227,7 @@ def ask_choice(submission, rows, threads, bound, rate, mistake):
         raise Wrong(mistake, call, got, want)
     if got["replicas"] != want["replicas"]:
         raise Wrong("That many replicas get more requests than they were measured with, or there are more than needed.", call, got, want)
-    if not isinstance(got["cpus"], (int, float)) or abs(got["cpus"] - want["cpus"]) > 1e-9 * max(1, want["cpus"]):
+    if not isinstance(got["cpus"], numbers.Real) or abs(got["cpus"] - want["cpus"]) > 1e-9 * max(1, want["cpus"]):
         raise Wrong("The processor time is that of all requests of a second, whichever replica answers them.", call, got, want)
 
 
@@ -249,6 +251,7 @@ def test_choose_by_bound_and_replicas(submission):
     for bound, rate in ((100, 300), (50, 300), (45, 160), (44, 300), (24, 110), (23, 60), (12, 31), (11, 10), (90, 1)):
         ask_choice(submission, rows, 4, bound, rate, "This row is over the bound, or another one that keeps it needs fewer replicas.")
     ask_choice(submission, [], 4, 50, 100, "")
+    ask_choice(submission, [row(2, 1, 1, 62.5, 20, 20), row(1, 1, 1, 50, 20, 10)], 4, 30, 125, "Two replicas of 62.5 requests a second serve 125: rates need not be whole.")
 
 
 def test_choose_ties(submission):
@@ -395,6 +398,16 @@ def test_open_refuses(submission, model, change, key, mistake):
         raise Wrong("It was refused after something had been opened.", call, f"{found['made']} sessions, {found['gained']} threads", "nothing")
 
 
+def test_open_refuses_a_gap(submission, model):
+    """open_sessions refuses a processor between two that are allowed"""
+    path, feed, _ = model
+    allowed = {"processors": [0, 2], "cores": 2, "quota": None, "threads": 2}
+    call = "open_sessions of a plan with intra 2, affinity [[1]], processors [0, 2] allowed"
+    found = ask(submission, "opened", path, PLAN | {"intra": 2, "affinity": [[1]]}, allowed, feed(5), call=call)
+    if found["error"] is None or "ValueError" not in found["error"][2]:
+        raise Wrong("Processor 1 is not among those that are allowed: its worker would run anywhere.", call, found["error"] and found["error"][1] or "no error", "ValueError that names affinity")
+
+
 # ---- serve --------------------------------------------------------------------------------------------------------------
 
 SERVED = [(1, 12, 3), (1, 6, 1), (1, 2, 5), (2, 12, 4), (2, 9, 3), (3, 9, 3), (4, 8, 2), (1, 0, 2)]
@@ -486,17 +499,22 @@ def ask_environment(submission, base, threads):
     return got, call
 
 
+THEIRS = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "MKL_NUM_THREADS", "ORT_INTRA_OP_NUM_THREADS"}  # what the four libraries read, of the variables below
+
+
 def test_environment(submission):
     """environment sets what each library reads, and keeps the rest"""
     for base, threads in (({"HOME": "/x", "LANG": "C"}, 1), ({"HOME": "/x", "OMP_NUM_THREADS": "8", "OPENBLAS_NUM_THREADS": "8", "MKL_NUM_THREADS": "8", "ORT_INTRA_OP_NUM_THREADS": "8"}, 3), ({"MKL_NUM_THREADS": "16"}, 2),
-                          ({"OPENBLAS_NUM_THREADS": "16", "LANG": "C"}, 2)):
+                          ({"OPENBLAS_NUM_THREADS": "16", "LANG": "C"}, 2), ({"NUMEXPR_NUM_THREADS": "4", "RAYON_NUM_THREADS": "2"}, 3), ({"GOTO_NUM_THREADS": "7"}, 1)):
         got, call = ask_environment(submission, dict(base), threads)
         for library, name, fallback in (("OpenMP", "OMP_NUM_THREADS", False), ("OpenBLAS", "OPENBLAS_NUM_THREADS", True), ("MKL", "MKL_NUM_THREADS", True), ("ONNX Runtime's default", "ORT_INTRA_OP_NUM_THREADS", False)):
             if got.get(name) != str(threads) and not (fallback and name not in got):
                 raise Wrong(f"{library} takes another number: {name} {'wins over OMP_NUM_THREADS' if fallback else 'is what it reads'}.", call, got.get(name), str(threads))
-        lost = {k for k in base if not k.endswith("_THREADS") and got.get(k) != base[k]}
+        if "OPENBLAS_NUM_THREADS" not in got and "GOTO_NUM_THREADS" in got and got["GOTO_NUM_THREADS"] != str(threads):
+            raise Wrong("OpenBLAS takes another number: without OPENBLAS_NUM_THREADS, GOTO_NUM_THREADS wins over OMP_NUM_THREADS.", call, got["GOTO_NUM_THREADS"], str(threads))
+        lost = {k for k in base if k not in THEIRS and got.get(k) != base[k]}
         if lost:
-            raise Wrong("Variables that have nothing to do with threads are lost or changed.", call, f"not as in base: {', '.join(sorted(lost))}", "a copy of base")
+            raise Wrong("Variables that have nothing to do with these four libraries are lost or changed.", call, f"not as in base: {', '.join(sorted(lost))}", "a copy of base")
 
 
 CHILD = """

@@ -121,7 +121,8 @@ def serve(sessions, feeds, callers):
 
 def environment(base, threads):
     copy = dict(base)
-    copy.pop("OPENBLAS_NUM_THREADS", None)
+    for name in ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS"):
+        copy.pop(name, None)
     for name in ("ORT_INTRA_OP_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         copy[name] = str(threads)
     return copy

@@ -116,6 +116,6 @@ def serve(sessions, feeds, callers):
 
 
 def environment(base, threads):
-    kept = {name: value for name, value in base.items() if name not in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    kept = {name: value for name, value in base.items() if name not in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS")}
     kept.update(OMP_NUM_THREADS=f"{threads}", ORT_INTRA_OP_NUM_THREADS=f"{threads}")
     return kept
