@@ -17,6 +17,7 @@ import ast
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import json
 import re
 import sys
@@ -199,8 +200,8 @@ def installed(name: str) -> bool:
         if isinstance(value, ModuleType):
             if not hasattr(value, part):
                 inner = _module(".".join(parts[: n + 1]))
-                if inner is None:
-                    return False
+                if inner is None:  # a submodule that is there, but wants a package that is not: it exists, and nothing inside it can be proven here
+                    return n == len(parts) - 1 and hasattr(value, "__path__") and importlib.util.find_spec(".".join(parts)) is not None
                 value = inner
                 continue
         elif part in getattr(getattr(value, "DESCRIPTOR", None), "fields_by_name", ()):

@@ -254,3 +254,13 @@ def test_wrong_answers_are_not_read_and_right_ones_are(tmp_path: Path) -> None:
         (tmp_path / name).write_text("# `trt.Nope`\nimport tensorrt as trt\ntrt.Nope\n", encoding="utf-8")
     said = "\n".join(apinames.check(tmp_path))
     assert "right/ex01_b.py:3" in said and "book/03/index.md:1" in said and "README.md:1" in said and "wrong" not in said
+
+
+def test_a_submodule_that_cannot_be_imported_here_exists_all_the_same(tmp_path, monkeypatch):
+    """A tool of a package may want another package, which not every installation has."""
+    (tmp_path / "somewhere").mkdir()
+    (tmp_path / "somewhere/__init__.py").write_text("there = 1\n")
+    (tmp_path / "somewhere/tool.py").write_text("import a_package_that_nobody_has\n\nclass Tool: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert apinames.installed("somewhere.there") and apinames.installed("somewhere.tool")
+    assert not apinames.installed("somewhere.tool.Tool") and not apinames.installed("somewhere.missing")
