@@ -139,6 +139,19 @@ def _suite(argument: str | None) -> str:
     return directives.choice(argument, ("gpu", "cpu"))
 
 
+def tabulated(kind: str, widths: tuple[int, ...], head: list[nodes.Node | str], rows: list[list[nodes.Node | str]]) -> nodes.table:
+    """A table with one head row. kind: its class. widths: of the columns, in shares. A cell is a text or an inline node."""
+    table, group = nodes.table(classes=[kind]), nodes.tgroup(cols=len(widths))
+    table += group
+    for width in widths:
+        group += nodes.colspec(colwidth=width)
+    parts = nodes.thead(), nodes.tbody()
+    group += parts
+    for part, cells in ((parts[0], head), *((parts[1], row) for row in rows)):
+        part += nodes.row("", *(nodes.entry("", nodes.paragraph("", "", nodes.Text(cell) if isinstance(cell, str) else cell)) for cell in cells))
+    return table
+
+
 class BenchTable(SphinxDirective):
     required_arguments = 2
     option_spec: ClassVar[dict] = {"systems": directives.unchanged_required, "suite": _suite}
@@ -176,17 +189,7 @@ class BenchTable(SphinxDirective):
         root = Path(self.env.srcdir)
         batches = sorted({batch for _, batch in found})
         ways = [way for way in self.titles if any(way == w for w, _ in found)]
-        table, group = nodes.table(classes=["bench-table"]), nodes.tgroup(cols=len(batches) + 1)
-        table += group
-        for width in (40, *[12] * len(batches)):
-            group += nodes.colspec(colwidth=width)
-        head, body = nodes.thead(), nodes.tbody()
-        group += [head, body]
-
-        def row(*cells: nodes.Node) -> nodes.row:
-            return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", cell)) for cell in cells))
-
-        head += row(nodes.Text(self.corner()), *(nodes.Text(f"batch {batch}") for batch in batches))
+        rows = []
         for way in ways:
             cells: list[nodes.Node] = [nodes.Text(self.titles[way])]
             for batch in batches:
@@ -196,7 +199,8 @@ class BenchTable(SphinxDirective):
                     continue
                 note = f"{run['id']}, spread {run['results']['back_to_back']['spread']:.1%}"
                 cells.append(questions.link_to_run(self.env, self.shown(run), f"runs/{run['id']}.json", note, ["measured"]))
-            body += row(*cells)
+            rows.append(cells)
+        table = tabulated("bench-table", (40, *[12] * len(batches)), [self.corner(), *(f"batch {batch}" for batch in batches)], rows)
         self.set_source_info(table)
         return [table, self.note(root, found)]
 
@@ -248,15 +252,8 @@ class PeerTable(BenchTable):
         titles = found[columns[-1]]["configuration"]["ways"]
         heads = [f"batch {batch}, {threads} thread{'s' * (threads > 1)}" for batch, threads in columns]
         rows = [[titles[way], *(self.linked(found[column], way) for column in columns)] for way in titles]
-        table, group = nodes.table(classes=["bench-table"]), nodes.tgroup(cols=len(columns) + 1)
-        table += group
-        for width in (40, *[20] * len(columns)):
-            group += nodes.colspec(colwidth=width)
-        head, body = nodes.thead(), nodes.tbody()
-        group += [head, body]
         corner = "processor time" if self.options.get("of") == "cpu" else "time by the clock"
-        for part, cells in ((head, [corner, *heads]), *((body, cells) for cells in rows)):
-            part += nodes.row("", *(nodes.entry("", nodes.paragraph("", "", nodes.Text(cell) if isinstance(cell, str) else cell)) for cell in cells))
+        table = tabulated("bench-table", (40, *[20] * len(columns)), [corner, *heads], rows)
         self.set_source_info(table)
         return [table, self.note(Path(self.env.srcdir), found)]
 
@@ -406,24 +403,15 @@ class GradedTable(SphinxDirective):
         if not newest:
             logger.warning("{graded-table} %s: no valid run of a grader", chapter, location=self.get_location())
             return []
-        table, group = nodes.table(classes=["graded-table"]), nodes.tgroup(cols=4)
-        table += group
-        for width in (20, 20, 20, 60):
-            group += nodes.colspec(colwidth=width)
-        head, body = nodes.thead(), nodes.tbody()
-        group += [head, body]
-
-        def row(*cells: nodes.Node | str) -> nodes.row:
-            return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", nodes.Text(c) if isinstance(c, str) else c)) for c in cells))
-
-        head += row("exercise", "checks passed", "not run there", "on")
+        rows = []
         for name, run in sorted(newest.items()):
             self.env.note_dependency(str(runs.run_path(root, run["id"])))
             self.env.note_dependency(str(runs.system_path(root, run["system"])))
             system, results = runs.load_system(root, run["system"]), run["results"]
             passed = f"{results['passed']} of {results['passed'] + results['failed']}"
             link = questions.link_to_run(self.env, passed, f"runs/{run['id']}.json", run["command"], ["measured"])
-            body += row(str(int(name[2:])), link, str(results["skipped"]), f"{questions.engine_of(run, system)}, {system['gpu'].partition(',')[0]}, {run['date'][:10]}")
+            rows.append([str(int(name[2:])), link, str(results["skipped"]), f"{questions.engine_of(run, system)}, {system['gpu'].partition(',')[0]}, {run['date'][:10]}"])
+        table = tabulated("graded-table", (20, 20, 20, 60), ["exercise", "checks passed", "not run there", "on"], rows)
         self.set_source_info(table)
         return [table]
 

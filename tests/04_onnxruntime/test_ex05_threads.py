@@ -377,13 +377,12 @@ REFUSED = [({"sessions": 0}, "sessions", "A plan of no sessions is a mistake."),
            ({"pool": "global"}, "pool", "There is no such pool."), ({"pool": "process", "intra": 0}, "intra", "0 lets ONNX Runtime count the machine's cores."), ({"pool": "process", "inter": 3}, "inter", "Without parallel, inter is ignored.")]
 
 
-@pytest.mark.parametrize("change, key, mistake", REFUSED, ids=[", ".join(f"{k} {v}" for k, v in c.items()) for c, _, _ in REFUSED])
-def test_open_refuses(submission, model, change, key, mistake):
-    """open_sessions refuses what would be ignored or guessed, before it opens anything"""
+def refuses(submission, model, change, key, mistake, allowed=ALLOWED):
+    """Asks for a plan that has to be refused with a ValueError that names the key, before anything is opened."""
     path, feed, _ = model
     plan = PLAN | change
-    call = f"open_sessions of a plan with {told(plan)}, processors {ALLOWED['processors']} allowed"
-    found = ask(submission, "opened", path, plan, ALLOWED, feed(5), call=call)
+    call = f"open_sessions of a plan with {told(plan)}, processors {allowed['processors']} allowed"
+    found = ask(submission, "opened", path, plan, allowed, feed(5), call=call)
     expected = f"ValueError that names {key}"
     if found["error"] is None:
         raise Wrong(mistake, call, "no error", expected)
@@ -398,14 +397,16 @@ def test_open_refuses(submission, model, change, key, mistake):
         raise Wrong("It was refused after something had been opened.", call, f"{found['made']} sessions, {found['gained']} threads", "nothing")
 
 
+@pytest.mark.parametrize("change, key, mistake", REFUSED, ids=[", ".join(f"{k} {v}" for k, v in c.items()) for c, _, _ in REFUSED])
+def test_open_refuses(submission, model, change, key, mistake):
+    """open_sessions refuses what would be ignored or guessed, before it opens anything"""
+    refuses(submission, model, change, key, mistake)
+
+
 def test_open_refuses_a_gap(submission, model):
     """open_sessions refuses a processor between two that are allowed"""
-    path, feed, _ = model
-    allowed = {"processors": [0, 2], "cores": 2, "quota": None, "threads": 2}
-    call = "open_sessions of a plan with intra 2, affinity [[1]], processors [0, 2] allowed"
-    found = ask(submission, "opened", path, PLAN | {"intra": 2, "affinity": [[1]]}, allowed, feed(5), call=call)
-    if found["error"] is None or "ValueError" not in found["error"][2]:
-        raise Wrong("Processor 1 is not among those that are allowed: its worker would run anywhere.", call, found["error"] and found["error"][1] or "no error", "ValueError that names affinity")
+    refuses(submission, model, {"intra": 2, "affinity": [[1]]}, "affinity", "Processor 1 is not among those that are allowed: its worker would run anywhere.",
+            {"processors": [0, 2], "cores": 2, "quota": None, "threads": 2})
 
 
 # ---- serve --------------------------------------------------------------------------------------------------------------

@@ -132,6 +132,25 @@ def test_a_run_is_about_one_engine(about, way, packages, want) -> None:
     assert engine_of({"id": f"2026-11-22_box_{about}", "configuration": {"way": way}}, {"packages": packages}) == want
 
 
+def test_the_newest_run_of_each_grader_is_listed(book: Book) -> None:
+    book.write("conf.py", CONF.replace('"course.questions"', '"course.questions", "course.figures"'))
+    book.write("measurements/systems/gpu.json", json.dumps({**SYSTEM, "id": "gpu", "gpu": "NVIDIA H100 80GB HBM3, 81559 MiB", "packages": {"tensorrt": "8.6.0"}}))
+
+    def put(day: str, exercise: str, passed: int, status: str = "ok", tests: str | None = None) -> None:
+        run = {**RUN, "id": f"{day}_gpu_03-{exercise}grader", "date": f"{day}T10:00:00Z", "system": "gpu", "status": status, "reasons": [] if status == "ok" else ["it ended early"],
+               "configuration": {"tests": tests} if tests else {}, "results": {"passed": passed, "failed": 1, "skipped": 2}}
+        book.write(f"measurements/runs/{run['id']}.json", json.dumps(run))
+
+    put("2026-11-20", "", 9)  # the first run names no tests: there was one exercise
+    for day, passed in (("2026-11-21", 5), ("2026-11-22", 6)):
+        put(day, "ex02-", passed, tests="tests/03_tensorrt/test_ex02_dynamic_shapes.py")
+    put("2026-11-23", "ex02-", 7, "INVALID", "tests/03_tensorrt/test_ex02_dynamic_shapes.py")
+    book.write("index.md", "# Book\n\n```{graded-table} 03_tensorrt\n```\n")
+    assert not book.build()[0]
+    assert ("exercise checks passed not run there on 1 9 of 10 2 TensorRT 8.6.0, NVIDIA H100 80GB HBM3, 2026-11-20 "
+            "2 6 of 7 2 TensorRT 8.6.0, NVIDIA H100 80GB HBM3, 2026-11-22") in book.text()
+
+
 def test_a_page_that_is_no_question_has_no_such_line(book: Book) -> None:
     book.build()
     assert "question-banner" not in book.html()
